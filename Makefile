@@ -1,0 +1,59 @@
+# `make demo` reconstructs a sample study, `make test` runs every check; both install what they need into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+REQUIREMENTS := settings.ini setup.py pyproject.toml
+CONFIG ?= benchmarks/train.json
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint notebooks export readme hooks train speed clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/.installed
+	@$(BIN)/diffspect demo $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: .venv/.installed-dev
+	@$(BIN)/python -m ruff check --quiet .
+
+# Run every notebook top to bottom, save its outputs, and make the modules and the README from them.
+notebooks: .venv/.installed-dev export
+	@$(BIN)/python docs/notebooks.py
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python docs/readme.py
+
+export: .venv/.installed-dev
+	@$(BIN)/nbdev_export
+
+readme: .venv/.installed-dev
+	@$(BIN)/python docs/readme.py
+
+# Git hooks and Jupyter settings that keep notebooks clean and merge them cell by cell (nbdev).
+hooks: .venv/.installed-dev
+	@$(BIN)/nbdev_install_hooks
+
+train: .venv/.installed
+	@$(BIN)/diffspect train $(CONFIG) $(ARGS)
+
+speed: .venv/.installed
+	@$(BIN)/python benchmarks/speed.py $(ARGS)
+
+clean:
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+
+.venv/.created:
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.created $(REQUIREMENTS)
+	@echo "Installing the library into .venv (a minute or more the first time)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.created $(REQUIREMENTS)
+	@echo "Installing the library and its development tools into .venv (a minute or more the first time)"
+	@$(PIP) -e '.[dev]'
+	@touch .venv/.installed $@

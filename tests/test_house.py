@@ -1,0 +1,262 @@
+"The architecture: order of dependence, modules in step with clean notebooks, one version, nothing tied to one machine."
+from __future__ import annotations
+
+import ast
+import filecmp
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import diffspect_nb
+
+PACKAGE = "diffspect_nb"
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
+NOTEBOOK_IDS = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
+MODULES = sorted(p.stem for p in (ROOT / PACKAGE).glob("*.py") if not p.stem.startswith("_"))
+
+
+def settings() -> dict[str, str]:
+    parser = ConfigParser()
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def room_numbers() -> dict[str, int]:
+    "Module → number of the notebook that exports it."
+    numbers = {}
+    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join("".join(c["source"]) for c in cells), re.MULTILINE)
+        if found:
+            numbers[found[1]] = int(path.name[:2])
+    return numbers
+
+
+def syntax(module: str) -> ast.Module:
+    return ast.parse((ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    "Every module that the code imports, at the top or inside functions, with full names."
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [PACKAGE if node.level else "", node.module or ""]))
+            names |= {base} if base != PACKAGE else {f"{PACKAGE}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            names |= {a.value for a in node.args[:1] if isinstance(a, ast.Constant)}
+    return names
+
+
+def siblings(tree: ast.AST) -> set[str]:
+    "Modules of this package that the code imports."
+    return {name.split(".")[1] for name in imported(tree) if name.startswith(PACKAGE + ".")} & set(MODULES)
+
+
+def at_import(tree: ast.Module) -> ast.Module:
+    "The code that runs when the module is imported: without the bodies of functions and of `if TYPE_CHECKING`."
+    tree = ast.parse(ast.unparse(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            node.body = []
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    return tree
+
+
+def copy_of_checkout(target: Path, *names: str) -> Path:
+    "What nbdev needs to work on a copy: the settings and the folders named."
+    for name in ("settings.ini", "pyproject.toml", "setup.py", *names):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        else:
+            shutil.copy(source, target / name)
+    return target
+
+
+def nbdev(command: str, folder: Path) -> None:
+    "Run one of nbdev's commands in a folder; the test fails with its output if the command does."
+    modules = {"nbdev_export": "nbdev.doclinks", "nbdev_clean": "nbdev.clean"}
+    code = f"import sys; sys.argv = ['{command}']; from {modules[command]} import {command}; {command}()"
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    env.pop("IN_TEST", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}{done.stderr}"
+
+
+def project_files() -> list[Path]:
+    "Files that belong to the project: what git tracks or would track, else everything that is not built."
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        return sorted(ROOT / name for name in listed if name and (ROOT / name).is_file())
+    except (OSError, subprocess.CalledProcessError):
+        folders = ("nbs", PACKAGE, "tests", "docs", "benchmarks", "data_samples")
+        found = [p for name in folders for p in (ROOT / name).rglob("*") if "__pycache__" not in p.parts]
+        return sorted(p for p in [*found, *ROOT.iterdir()] if p.is_file())
+
+
+# ---- order of dependence
+
+
+def test_every_module_has_one_numbered_notebook():
+    assert sorted(room_numbers()) == MODULES
+    assert len(set(room_numbers().values())) == len(MODULES), f"two rooms share a number: {room_numbers()}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_come_from_smaller_numbers_only(module):
+    numbers = room_numbers()
+    late = {s: numbers.get(s) for s in siblings(syntax(module)) if numbers.get(s, 99) >= numbers[module]}
+    assert not late, f"{module} (room {numbers[module]}) imports later rooms: {late}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_star_imports(module):
+    stars = [n.lineno for n in ast.walk(syntax(module)) if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"]
+    assert not stars, f"{module}.py imports * in lines {stars}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_third_party_imports_are_requirements(module):
+    "What a module needs to be imported is in settings.ini; nbdev and the other development tools are not."
+    names = [re.split(r"[<>=!~\[; ]", r)[0].lower() for r in shlex.split(settings()["requirements"])]
+    allowed = {{"scikit-image": "skimage"}.get(n, n) for n in names} | {PACKAGE} | set(sys.stdlib_module_names)
+    foreign = {name.split(".")[0] for name in imported(at_import(syntax(module)))} - allowed
+    assert not foreign, f"{module} imports {foreign}, which settings.ini does not require"
+
+
+def test_sampler_takes_any_denoiser():
+    "The method does not know the network: no `unet` anywhere, `training` only where the shipped prior is loaded."
+    if "sampler" not in MODULES:
+        pytest.skip("there is no sampler yet")
+    tree = syntax("sampler")
+    assert "unet" not in siblings(tree)
+    assert not {"unet", "training"} & siblings(at_import(tree))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_can_be_imported_alone(module):
+    "In a fresh interpreter, quietly, without the development tools and without changing torch's settings."
+    code = f"""
+import sys, torch
+before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed()
+import {PACKAGE}.{module}
+assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed()) == before
+tools = {{"nbdev", "fastcore", "execnb", "IPython", "pytest"}} & sys.modules.keys()
+assert not tools, f"importing {module} also imports {{tools}}"
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "nbs", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == "", f"importing {module} prints {done.stdout + done.stderr}"
+
+
+# ---- notebooks and what is made from them
+
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    copy_of_checkout(tmp_path, "nbs")
+    (tmp_path / PACKAGE).mkdir()
+    (tmp_path / PACKAGE / "__init__.py").write_bytes((ROOT / PACKAGE / "__init__.py").read_bytes())
+    nbdev("nbdev_export", tmp_path)
+    made = sorted(p.name for p in (tmp_path / PACKAGE).glob("*.py"))
+    assert made == sorted(p.name for p in (ROOT / PACKAGE).glob("*.py"))
+    _, differ, errors = filecmp.cmpfiles(tmp_path / PACKAGE, ROOT / PACKAGE, made, shallow=False)
+    assert not differ and not errors, f"not what the notebooks export (run `make export`): {differ + errors}"
+
+
+def test_notebooks_are_clean(tmp_path):
+    copy_of_checkout(tmp_path, "nbs", PACKAGE)
+    nbdev("nbdev_clean", tmp_path)
+    pairs = zip(NOTEBOOK_IDS, NOTEBOOKS, strict=True)
+    dirty = [name for name, path in pairs if (tmp_path / "nbs" / name).read_bytes() != path.read_bytes()]
+    assert not dirty, f"nbdev_clean changes {dirty}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NOTEBOOK_IDS)
+def test_notebook_file(path):
+    text = path.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    assert len(text.encode()) < 2 * 2**20, f"{path.name} has {len(text.encode()) / 2**20:.1f} MB, 2 are allowed"
+    assert "widgets" not in notebook["metadata"], "saved widget state breaks nbdev's reader"
+    title = "".join(notebook["cells"][0]["source"])
+    assert re.fullmatch(r"# .+\n\n> .+", title.strip()), f"first cell must be '# title' and '> promise': {title!r}"
+    kinds = [o["output_type"] for c in notebook["cells"] for o in c.get("outputs", [])]
+    assert "error" not in kinds, f"{path.name} was saved with an error in its outputs"
+
+
+def test_readme_is_made_from_the_index():
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "readme.py", "--check"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert links and not missing, f"README.md links to {missing}"
+
+
+def test_readme_lists_every_room():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in MODULES if f"| `{name}` |" not in text]
+    assert not missing, f"the table of rooms lacks {missing}"
+
+
+# ---- one version, no machine
+
+
+def test_version_comes_from_settings():
+    version = settings()["version"]
+    assert diffspect_nb.__version__ == version
+    assert importlib.metadata.version(PACKAGE) == version, "reinstall: pip install -e ."
+    literal = re.compile(rf"(?<![\d.]){re.escape(version)}(?![\d.])")
+    others = [p for p in project_files() if p.suffix in {".py", ".toml", ".cfg"} and p.name != "__init__.py"]
+    assert not [p.name for p in others if literal.search(p.read_text(encoding="utf-8"))]
+
+
+def test_no_paths_of_one_machine():
+    "Neither code nor saved outputs name folders of the machine they were made on."
+    pattern = re.compile(r"(?<![\w.\-~/])/(?:work|farm|tmp|home|root|Users|mnt)/[\w.]|[A-Za-z]:\\\\?Users\\", re.ASCII)
+    found = []
+    for path in project_files():
+        data = path.read_bytes()
+        if b"\0" in data[:8192]:
+            continue
+        for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), 1):
+            if match := pattern.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line[match.start() : match.start() + 80]}")
+    assert not found, "\n".join(found)
+
+
+def test_built_package_holds_what_the_checkout_ships(tmp_path):
+    "A wheel, not only an editable install, carries every module, the checkpoints and the sample studies."
+    folders = [n for n in (PACKAGE, "data_samples") if (ROOT / n).is_dir()]
+    copy = copy_of_checkout(tmp_path, *folders, "README.md", "LICENSE")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = {p.relative_to(tmp_path / "lib" / PACKAGE).as_posix() for p in (tmp_path / "lib").rglob("*") if p.is_file()}
+    expected = {p.name for p in (ROOT / PACKAGE).glob("*.py")}
+    expected |= {f"weights/{p.name}" for p in (ROOT / PACKAGE / "weights").glob("*.safetensors")}
+    samples = ROOT / "data_samples"
+    expected |= {f"samples/{p.relative_to(samples).as_posix()}" for p in samples.rglob("*") if p.is_file()}
+    assert expected <= built, f"the wheel lacks {sorted(expected - built)}"
