@@ -1,0 +1,126 @@
+"""Speed and memory at full size: `python benchmarks/speed.py [--json FILE]`.
+
+Medians of 5 runs, 2 threads, ratios within the same run."""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffspect_nb.core import ImageGrid, last
+from diffspect_nb.geometry import dnm570c
+from diffspect_nb.mlem import mlem_steps
+from diffspect_nb.phantom import torso
+from diffspect_nb.sampler import Guidance, sample
+from diffspect_nb.study import simulate, thin
+from diffspect_nb.system import SystemMatrix, _build_blocks, _load_blocks, _save_blocks, attenuation_factors, cache_path
+from diffspect_nb.training import pretrained
+
+RUNS = 5
+
+
+def seconds(work, runs: int = RUNS) -> float:
+    "Median wall time of `work`, after one run to warm up."
+    work()
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def bandwidth_bytes_per_s() -> float:
+    "Best measured rate of reading memory in order, with as many threads as the products use."
+    block = torch.rand(100_000_000)
+    rates = []
+    for _ in range(RUNS + 1):
+        started = time.perf_counter()
+        block.sum()
+        rates.append(block.nbytes / (time.perf_counter() - started))
+    return max(rates)
+
+
+class Counted:
+    "A denoiser that keeps count and time of its calls."
+
+    def __init__(self, denoise):
+        self.denoise, self.calls = denoise, 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        return self.denoise(x, t)
+
+
+def measure() -> dict:
+    torch.set_num_threads(2)
+    scanner, grid = dnm570c(), ImageGrid()
+    rows: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / cache_path(scanner, grid).name
+        rows["build_s"] = seconds(lambda: _build_blocks(scanner, grid), 3)
+        _save_blocks(path, _build_blocks(scanner, grid))
+        shape = (scanner.n_views, *scanner.pixels)
+        rows["load_s"] = seconds(lambda: SystemMatrix._from_blocks(_load_blocks(path), grid.shape, shape))
+        base = SystemMatrix._from_blocks(_load_blocks(path), grid.shape, shape)
+
+    rng = np.random.default_rng(900_002)
+    phantom = torso(rng, grid)
+    rows["attenuation_s"] = seconds(lambda: attenuation_factors(phantom.mu, scanner, grid), 3)
+    system = base.attenuate(attenuation_factors(phantom.mu, scanner, grid))
+    study = thin(simulate(phantom, scanner, 1e7, rng, system), 0.05, rng)
+    del base
+    assert system.sensitivity.sum() > 0  # computed once, outside the timing
+
+    y = study.projections
+    rows["matrix_mb"] = system.n_bytes / 1e6
+    rows["bandwidth_gb_s"] = bandwidth_bytes_per_s() / 1e9
+    rows["floor_ms"] = system.n_bytes / rows["bandwidth_gb_s"] / 1e6
+    ten = mlem_steps(system, y, 10_000)
+    next(ten)
+    rows["mlem_iteration_ms"] = 1e3 * seconds(lambda: next(ten), 20)
+    rows["mlem_over_floor"] = rows["mlem_iteration_ms"] / rows["floor_ms"]
+
+    x_in = last(mlem_steps(system, y, 50)).image
+    denoise = Counted(pretrained().denoiser(phantom.mu))
+    x = torch.randn(grid.shape)
+    rows["network_s"] = seconds(lambda: denoise.denoise(x, 300))
+    guidance = Guidance(steps=10)
+    scale = 2 / float(x_in.max())
+    rows["volume_s"] = seconds(lambda: last(sample(denoise, system, y, x_in, scale, guidance, denoise.denoise.schedule)))
+    evaluations = denoise.calls // (RUNS + 1)
+    rows["network_evaluations"] = evaluations
+    rows["volume_over_network"] = rows["volume_s"] / (evaluations * rows["network_s"])
+    rows["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return rows
+
+
+TARGETS = {"build_s": 10, "load_s": 1, "mlem_iteration_ms": 40, "mlem_over_floor": 2.5}
+TARGETS |= {"volume_s": 5, "volume_over_network": 1.4, "peak_memory_gib": 3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    args = parser.parse_args()
+    rows = measure()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    for name, value in rows.items():
+        target = TARGETS.get(name)
+        verdict = "" if target is None else f"  target {target}: {'met' if value <= target else 'MISSED'}"
+        print(f"{name:22s} {value:10.3f}{verdict}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, commit {commit or 'unknown'}, {time.strftime('%Y-%m-%d')}")
+    if args.json:
+        args.json.write_text(json.dumps(rows | {"commit": commit}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
