@@ -95,7 +95,8 @@ def measure() -> dict:
     rows["network_s"] = seconds(lambda: denoise.denoise(x, 300))
     guidance = Guidance(steps=10)
     scale = 2 / float(x_in.max())
-    rows["volume_s"] = seconds(lambda: last(sample(denoise, system, y, x_in, scale, guidance, denoise.denoise.schedule)))
+    schedule = denoise.denoise.schedule
+    rows["volume_s"] = seconds(lambda: last(sample(denoise, system, y, x_in, scale, guidance, schedule)))
     evaluations = denoise.calls // (RUNS + 1)
     rows["network_evaluations"] = evaluations
     rows["volume_over_network"] = rows["volume_s"] / (evaluations * rows["network_s"])
@@ -112,12 +113,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
     rows = measure()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    commit = asked.stdout.strip()
     for name, value in rows.items():
         target = TARGETS.get(name)
         verdict = "" if target is None else f"  target {target}: {'met' if value <= target else 'MISSED'}"
         print(f"{name:22s} {value:10.3f}{verdict}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, commit {commit or 'unknown'}, {time.strftime('%Y-%m-%d')}")
+    date = time.strftime("%Y-%m-%d")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, commit {commit or 'unknown'}, {date}")
     if args.json:
         args.json.write_text(json.dumps(rows | {"commit": commit}, indent=2) + "\n")
 

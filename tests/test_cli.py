@@ -1,0 +1,226 @@
+"The command line at its public door: exit codes, one clear line, nothing half-written, and the demo's promise."
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from diffspect_nb.cli import main, sample_folder
+from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.phantom import torso
+from diffspect_nb.study import Study, simulate
+
+
+@pytest.fixture(scope="module")
+def tiny_study(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(5)
+    folder = tmp_path_factory.mktemp("study")
+    simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng).save(folder)
+    return folder
+
+
+@pytest.fixture
+def broken(tiny_study, tmp_path) -> Path:
+    "A copy of the study to spoil."
+    return Path(shutil.copytree(tiny_study, tmp_path / "study"))
+
+
+def refused(capsys, *argv) -> str:
+    "Run a command that must end with exit code 2 and one line on standard error; returns the line."
+    code = main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    assert code == 2
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("diffspect: "), captured.err
+    return lines[0]
+
+
+def rewrite(folder: Path, name: str, change) -> None:
+    "Replace an image of the study by a changed one."
+    image = nibabel.load(folder / name)
+    nibabel.save(nibabel.Nifti1Image(change(image.get_fdata()).astype(np.float32), image.affine), folder / name)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD_COUNTS = {
+    "NaN": (lambda a: np.where(a == a.max(), np.nan, a), "finite"),
+    "infinity": (lambda a: np.where(a == a.max(), np.inf, a), "finite"),
+    "negative": (lambda a: a - 1, ">= 0"),
+    "empty": (lambda a: a * 0, "not a single count"),
+    "another scanner": (lambda a: a[:, :, :5], "must have shape"),
+    "wrong pixels": (lambda a: a[:-1], "must have shape"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COUNTS)
+def test_bad_projections_are_refused(case, broken, tmp_path, capsys):
+    change, rule = BAD_COUNTS[case]
+    rewrite(broken, "projections.nii.gz", change)
+    line = refused(capsys, "reconstruct", broken, "--out", tmp_path / "out", "--method", "mlem")
+    assert "projections.nii.gz" in line and rule in line
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("factor, rule", [(0.1, "mm⁻¹"), (1000 / 0.154, "Hounsfield")])
+def test_attenuation_in_the_wrong_unit_is_recognised(factor, rule, broken, tmp_path, capsys):
+    rewrite(broken, "mu.nii.gz", lambda a: np.minimum(a, 0.3) * factor)
+    line = refused(capsys, "reconstruct", broken, "--out", tmp_path / "out")
+    assert "mu.nii.gz" in line and rule in line
+
+
+@pytest.mark.parametrize("name", ["projections.nii.gz", "mu.nii.gz", "truth.nii.gz", "study.json"])
+def test_truncated_files_are_named(name, broken, tmp_path, capsys):
+    truncate(broken / name)
+    assert name in refused(capsys, "reconstruct", broken, "--out", tmp_path / "out", "--method", "mlem")
+
+
+@pytest.mark.parametrize("name", ["projections.nii.gz", "study.json"])
+def test_missing_files_are_named(name, broken, tmp_path, capsys):
+    (broken / name).unlink()
+    assert name in refused(capsys, "reconstruct", broken, "--out", tmp_path / "out")
+
+
+def test_a_study_of_an_unknown_or_other_scanner_is_refused(broken, tmp_path, capsys):
+    head = json.loads((broken / "study.json").read_text())
+    for scanner, rule in (("gamma9", "known: dnm570c"), ("dnm570c", "must have shape")):
+        (broken / "study.json").write_text(json.dumps(head | {"scanner": scanner, "views": None}))
+        assert rule in refused(capsys, "reconstruct", broken, "--out", tmp_path / "out")
+
+
+def test_unwritable_output_is_refused_before_any_work(tiny_study, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    line = refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "file" / "out")
+    assert "cannot write" in line
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_earlier_output_survives_a_failure(tiny_study, broken, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem"]) == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    truncate(broken / "projections.nii.gz")
+    capsys.readouterr()
+    refused(capsys, "reconstruct", broken, "--out", out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_pickle_or_a_damaged_file_is_no_prior(tiny_study, tmp_path, capsys):
+    pickle, damaged = tmp_path / "pickle.safetensors", tmp_path / "damaged.safetensors"
+    torch.save({"a": torch.zeros(2)}, pickle)
+    shipped = Path(sample_folder()).parents[1] / "diffspect_nb" / "weights" / "mlem50.safetensors"
+    damaged.write_bytes(shipped.read_bytes()[:100_000])
+    for prior in (pickle, damaged):
+        line = refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "out", "--prior", prior)
+        assert prior.name in line and "safetensors" in line
+
+
+def test_a_damaged_cache_file_is_named(tiny_study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path / "cache"))
+    argv = ["reconstruct", tiny_study, "--out", tmp_path / "out", "--method", "osem"]
+    assert main([str(a) for a in argv]) == 0
+    (cached,) = (tmp_path / "cache").iterdir()
+    capsys.readouterr()
+    data = bytearray(cached.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    cached.write_bytes(data)
+    assert cached.name in refused(capsys, *argv)
+    truncate(cached)
+    assert cached.name in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    "option, rule",
+    [
+        (("--counts", "2"), "(0, 1]"),
+        (("--views", "6"), "central row"),
+        (("--steps", "0"), "steps"),
+        (("--lambda-mlem", "2"), "lambda_mlem"),
+    ],
+)
+def test_impossible_options_are_refused(option, rule, tiny_study, tmp_path, capsys):
+    assert rule in refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "out", *option)
+
+
+def test_mlem_on_the_command_line(tiny_study, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["reconstruct", str(tiny_study), "--out", str(out), "--method", "mlem", "--counts", "0.5", "--views", "3"]
+    assert main(argv) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["views"] == [1, 2, 3] and result["count_fraction"] == 0.5
+    assert {r["reference"] for r in result["metrics"]} == {"truth"}
+    image = nibabel.load(out / "image.nii.gz")
+    assert image.shape == (20, 20, 16) and np.allclose(image.affine, tiny_grid().affine())
+    assert (out / "views.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    truth = str(tiny_study / "truth.nii.gz")
+    assert main(["evaluate", str(out / "image.nii.gz"), truth]) == 0
+    assert "psnr_db" in capsys.readouterr().out
+    assert main(["evaluate", truth, truth]) == 0
+    assert "inf" in capsys.readouterr().out
+
+
+def test_scanner_prints_json_that_is_a_scanner(capsys):
+    assert main(["scanner", "dnm570c"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed["pinholes"]) == 19 and printed["status"]["aperture_mm"].startswith("assumption")
+    assert "known: dnm570c" in refused(capsys, "scanner", "nothing")
+
+
+def test_info_names_versions_and_checkpoints(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed and "checkpoint     mlem50" in printed
+
+
+def test_every_command_has_help_and_usage_errors_exit_with_2():
+    for command in ("", "demo", "reconstruct", "simulate", "evaluate", "train", "scanner", "info"):
+        argv = [str(Path(sys.executable).parent / "diffspect"), *command.split(), "--help"]
+        run = subprocess.run(argv, capture_output=True, text=True)
+        assert run.returncode == 0 and "usage: diffspect" in run.stdout
+    run = subprocess.run([str(Path(sys.executable).parent / "diffspect"), "fly"], capture_output=True, text=True)
+    assert run.returncode == 2
+
+
+def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path / "cache"))
+    network = {"n_slices": 16, "widths": [16, 32], "blocks": 1, "embedding": 32, "head_width": 32}
+    config = {"n_studies": 1, "steps": 3, "batch": 4, "scanner": "tiny", "network": network}
+    config["grid"] = tiny_grid().to_json()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["train", str(tmp_path / "config.json"), "--out", str(tmp_path / "run")]) == 0
+    rng = np.random.default_rng(0)
+    simulate(torso(rng, tiny_grid()), tiny(), 1e5, rng).save(tmp_path / "study")
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    argv = ["reconstruct", tmp_path / "study", "--out", tmp_path / "out", "--prior", checkpoint, "--steps", "2"]
+    assert main([str(a) for a in argv]) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["guidance"]["steps"] == 2
+    (tmp_path / "config.json").write_text(json.dumps(config | {"stepz": 3}))
+    capsys.readouterr()
+    assert "stepz" in refused(capsys, "train", tmp_path / "config.json", "--out", tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_demo_keeps_its_promise(tmp_path, capsys):
+    "The guided image beats MLEM-50, the best Gaussian and the best-stopped MLEM against the truth, in both regions."
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert {r["reference"] for r in rows} == {"truth", "full-dose MLEM-50"}
+    for mask in ("field of view", "heart"):
+        against_truth = {r["image"]: r for r in rows if r["reference"] == "truth" and r["mask"] == mask}
+        guided = against_truth.pop("guided")
+        del against_truth["full-dose MLEM-50"]
+        assert len(against_truth) == 3
+        for rival in against_truth.values():
+            assert guided["psnr_db"] > rival["psnr_db"] and guided["nrmse"] < rival["nrmse"], (mask, rival["image"])
+    for name in ("image.nii.gz", "mlem-50.nii.gz", "support.nii.gz", "views.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    assert Study.load(sample_folder()).truth.shape == nibabel.load(tmp_path / "image.nii.gz").shape[::-1]
