@@ -1,0 +1,141 @@
+"Schedules, steps and the loss against diffusers, closed forms and gradients."
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from diffspect_nb.diffusion import (
+    add_noise,
+    cosine_schedule,
+    ddim_step,
+    hybrid_loss,
+    linear_schedule,
+    posterior_mean,
+    predict_eps,
+    predict_x0,
+    timesteps,
+)
+
+PAIRS = {
+    "cosine": (cosine_schedule(), {"beta_schedule": "squaredcos_cap_v2"}),
+    "linear": (linear_schedule(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
+}
+
+
+def image(seed: int, shape=(3, 1, 6, 5)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_schedules_equal_those_of_diffusers(name):
+    ours, options = PAIRS[name]
+    theirs = DDPMScheduler(num_train_timesteps=1000, **options)
+    torch.testing.assert_close(ours.betas.float(), theirs.betas, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(ours.alphas_bar.float(), theirs.alphas_cumprod, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_a_strided_step_equals_that_of_diffusers(name, eta):
+    ours, options = PAIRS[name]
+    theirs = DDIMScheduler(1000, clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading", **options)
+    theirs.alphas_cumprod = ours.alphas_bar
+    theirs.set_timesteps(25)
+    x, eps, noise = image(1), image(2), image(3)
+    for t in (960, 480, 40):
+        wanted = theirs.step(eps, t, x, eta=eta, variance_noise=noise).prev_sample
+        got = ddim_step(x, None, eps, t, t - 40, ours, eta, noise)
+        torch.testing.assert_close(got, wanted.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_one_jump_is_many_steps(name):
+    "Mean and variance of x_t from the chain x_s = √(1−β_s) x_{s−1} + √β_s ε are those of the closed form."
+    schedule, _ = PAIRS[name]
+    mean, variance = 1.0, 0.0
+    for t, beta in enumerate(schedule.betas.tolist()):
+        mean, variance = math.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
+        if t in (0, 10, 500, 900):
+            assert mean == pytest.approx(float(schedule.sqrt_alpha_bar(t)), rel=1e-9)
+            assert math.sqrt(variance) == pytest.approx(float(schedule.sigma(t)), rel=1e-9)
+
+
+def test_noise_and_image_are_recovered_exactly():
+    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([3, 400, 980])
+    x_t = add_noise(x0, noise, t, schedule)
+    torch.testing.assert_close(predict_x0(x_t, noise, t, schedule), x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(predict_eps(x_t, x0, t, schedule), noise, rtol=1e-9, atol=1e-9)
+    without_root = (x_t - schedule.sigma(t, x_t) * noise) / schedule.alpha_bar(t, x_t)  # the paper's misprint
+    assert float((without_root - x0).norm() / x0.norm()) > 1
+
+
+def test_the_posterior_mean_is_equation_4():
+    schedule, x0, x_t = linear_schedule(), image(0), image(1)
+    for t in (1, 300, 999):
+        beta, now, before = (float(v) for v in (schedule.betas[t], schedule.alphas_bar[t], schedule.alphas_bar[t - 1]))
+        wanted = (math.sqrt(1 - beta) * (1 - before) * x_t + math.sqrt(before) * beta * x0) / (1 - now)
+        torch.testing.assert_close(posterior_mean(x_t, x0, t, schedule), wanted)
+    torch.testing.assert_close(posterior_mean(x_t, x0, 0, schedule), x0)
+
+
+def test_the_last_step_is_the_clean_estimate_and_the_learned_variance_interpolates():
+    schedule, x, x0 = cosine_schedule(), image(0), image(1)
+    assert torch.equal(ddim_step(x, x0, None, 40, -1, schedule), x0)
+    noise = image(2)
+    spread = {v: ddim_step(x, x0, None, 500, 460, schedule, 1.0, noise, torch.full_like(x, v)) for v in (0.0, 0.5, 1.0)}
+    base = ddim_step(x, x0, None, 500, 460, schedule, 1.0, 0 * noise)
+    low, middle, high = ((spread[v] - base) / noise for v in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(low, (ddim_step(x, x0, None, 500, 460, schedule, 1.0, noise) - base) / noise)
+    torch.testing.assert_close(middle**2, low * high)
+    assert (high > low).all()
+
+
+def test_timesteps_descend_evenly_to_zero():
+    assert timesteps(25, None, cosine_schedule())[:2] == [999, 957] and timesteps(25, None, cosine_schedule())[-1] == 0
+    assert timesteps(5, 400) == [400, 300, 200, 100, 0] and timesteps(1, 400) == [400]
+    for wrong in ({"n_steps": 0, "t_start": 9}, {"n_steps": 11, "t_start": 9}, {"n_steps": 2}):
+        with pytest.raises(ValueError):
+            timesteps(**wrong)
+
+
+def output(eps: torch.Tensor, raw: float) -> torch.Tensor:
+    return torch.cat([eps, torch.full_like(eps, raw)], dim=1)
+
+
+def test_a_perfect_model_has_no_loss():
+    "ε exact and v = 0 (raw −1, the true posterior's variance): both parts vanish for t > 0."
+    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([1, 300, 999])
+    x_t = add_noise(x0, noise, t, schedule)
+    _, parts = hybrid_loss(output(noise, -1.0), x0, x_t, noise, t, schedule)
+    assert float(parts["simple"]) == 0 and abs(float(parts["vlb"])) < 1e-9
+    _, worse = hybrid_loss(output(noise + 0.1, 0.3), x0, x_t, noise, t, schedule)
+    assert float(worse["simple"]) == pytest.approx(0.01) and float(worse["vlb"]) > 0
+
+
+def test_the_variance_term_teaches_the_variance_alone():
+    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([5, 300, 900])
+    x_t = add_noise(x0, noise, t, schedule)
+    gradients = []
+    for weight in (0.0, 1.0):
+        model = output(noise + 0.2, 0.1).requires_grad_()
+        hybrid_loss(model, x0, x_t, noise, t, schedule, weight)[0].backward()
+        gradients.append(model.grad)
+    without, with_vlb = gradients
+    assert torch.equal(without[:, 0], with_vlb[:, 0]) and float(without[:, 1].abs().max()) == 0
+    assert float(with_vlb[:, 1].abs().max()) > 0
+
+
+def test_impossible_arguments_are_refused():
+    schedule, x = cosine_schedule(), image(0)
+    with pytest.raises(ValueError, match="t must be integers"):
+        add_noise(x, x, 1000, schedule)
+    with pytest.raises(ValueError, match="t_prev must be"):
+        ddim_step(x, x, None, 5, 5, schedule)
+    with pytest.raises(ValueError, match="eta must be"):
+        ddim_step(x, x, None, 5, 4, schedule, eta=2)
+    with pytest.raises(ValueError, match="noise must be given"):
+        ddim_step(x, x, None, 50, 40, schedule, eta=1)
+    with pytest.raises(ValueError, match="model_output must be"):
+        hybrid_loss(x, x, x, x, torch.tensor([1, 1, 1]), schedule)

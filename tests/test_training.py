@@ -1,0 +1,142 @@
+"Training: the cohort, resuming, checkpoints, and the shipped prior's papers."
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import diffspect_nb
+from diffspect_nb.core import InputError
+from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.training import (
+    Cohort,
+    Prior,
+    TrainConfig,
+    batch_of,
+    learning_rate,
+    load_checkpoint,
+    pretrained,
+    save_checkpoint,
+    simulated_study,
+    train,
+)
+from diffspect_nb.unet import SliceUNet, UNetConfig
+
+NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
+CONFIG = TrainConfig(n_studies=2, steps=12, batch=8, warmup=2, scanner="tiny", grid=tiny_grid(), network=NETWORK)
+
+
+@pytest.fixture(scope="module")
+def cohort(shared_cache):
+    list(CONFIG.cohort.make())
+    return CONFIG.cohort
+
+
+def test_a_patient_is_its_seed():
+    one, again, other = (simulated_study(s, "tiny", tiny_grid()) for s in (5, 5, 6))
+    assert torch.equal(one.projections, again.projections) and torch.equal(one.reference, again.reference)
+    assert not torch.equal(one.truth, other.truth)
+    assert 6e6 * 0.99 < one.counts < 20e6 * 1.01 and one.meta["scale"] > 0
+
+
+def test_a_cohort_is_made_once_and_resumed(cohort):
+    assert list(cohort.make()) == []
+    cohort.path(1).unlink()
+    with pytest.raises(InputError, match="000001.safetensors: patient 1"):
+        cohort.load("mlem50")
+    assert list(cohort.make()) == [1]
+    images, ct = cohort.load("mlem50")
+    assert images.shape == ct.shape == (2, 16, 20, 20)
+    assert 0.5 < float(images.max()) < 50 and 0.9 < float(ct.max()) < 2.5
+    assert not torch.equal(images, cohort.load("truth")[0])
+    assert Cohort(1).folder != cohort.folder
+
+
+def test_batches_depend_on_seed_and_step_alone(cohort):
+    images, ct = cohort.load("truth")
+    config = replace(CONFIG, batch=4000, ct_dropout=0.1)
+    first, again, later = (batch_of(images, ct, config, step, 1000) for step in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[3], later[3])
+    x0, where, body, t, noise = first
+    assert t.min() >= 0 and t.max() <= 999 and where.max() == 15 and x0.shape == noise.shape == (4000, 1, 20, 20)
+    dropped = float((body.flatten(1).sum(1) == 0).float().mean())
+    assert dropped == pytest.approx(0.1, abs=0.02)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(cohort, tmp_path):
+    torch.manual_seed(99)
+    straight = [s.scalars["simple"] for s in train(CONFIG, tmp_path / "straight")]
+    for step in train(CONFIG, tmp_path / "broken", save_every=5):
+        if step.index == 7:
+            break
+    resumed = list(train(CONFIG, tmp_path / "broken", save_every=5))
+    assert [s.index for s in resumed] == list(range(6, 13))
+    assert np.allclose([s.scalars["simple"] for s in resumed], straight[5:], rtol=0.02)
+    ends = [load_checkpoint(tmp_path / run / "checkpoint.safetensors")[0] for run in ("straight", "broken")]
+    for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=3e-3, rtol=0.05)
+    with pytest.raises(InputError, match="another configuration"):
+        next(train(replace(CONFIG, learning_rate=1e-5), tmp_path / "broken"))
+    (tmp_path / "broken" / "state.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="state.safetensors"):
+        next(train(CONFIG, tmp_path / "broken"))
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    config = replace(CONFIG, steps=100, warmup=10, cooldown=0.2, learning_rate=1e-3)
+    rates = [learning_rate(config, step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == rates[79] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(5e-5) and all(b <= a for a, b in zip(rates[80:], rates[81:], strict=False))
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    save_checkpoint(tmp_path / "prior.safetensors", SliceUNet(NETWORK), {"config": CONFIG.to_json(), "steps": 1})
+    return tmp_path / "prior.safetensors"
+
+
+def test_a_checkpoint_keeps_weights_and_history(checkpoint):
+    net, provenance = load_checkpoint(checkpoint)
+    assert TrainConfig.from_json(provenance["config"]) == CONFIG and not net.training
+    x = torch.rand(tiny_grid().shape)
+    denoised = Prior(net, provenance).denoiser()(x, 10)
+    assert denoised.shape == x.shape and torch.isfinite(denoised).all()
+
+
+def test_what_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):
+    whole = checkpoint.read_bytes()
+    pickle, cut, flipped, foreign = (tmp_path / f"{n}.safetensors" for n in ("pickle", "cut", "flipped", "foreign"))
+    torch.save(SliceUNet(NETWORK).state_dict(), pickle)
+    cut.write_bytes(whole[: len(whole) // 2])
+    flipped.write_bytes(b"\xff" + whole[1:])
+    save_file({"a": torch.zeros(1)}, foreign)
+    for path in (pickle, cut, flipped, foreign, tmp_path / "missing.safetensors"):
+        with pytest.raises(InputError, match=path.name):
+            load_checkpoint(path)
+    with pytest.raises(InputError, match="no shipped checkpoint is called 'nothing'"):
+        pretrained("nothing")
+
+
+WRONG = {"label": "ct", "n_studies": 0, "learning_rate": -1, "ct_dropout": 2, "schedule": "sine", "batch": 1.5}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_impossible_configurations_name_the_field(name):
+    with pytest.raises(InputError, match=name):
+        TrainConfig(**{name: WRONG[name]})
+    with pytest.raises(InputError, match="n_slices"):
+        TrainConfig(grid=tiny_grid())
+
+
+def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
+    files = sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*"))
+    assert [f.name for f in files if f.suffix != ".safetensors"] == [] and files
+    for file in files:
+        assert file.stat().st_size <= 12e6
+        provenance = pretrained(file.stem).provenance
+        assert provenance["config"]["n_studies"] >= 150 and provenance["config"]["label"] in ("mlem50", "truth")
+        assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])

@@ -1,0 +1,119 @@
+"The slice network and the denoiser: shapes, conditioning, gradients, size, and that it can learn."
+
+import pytest
+import torch
+
+from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss
+from diffspect_nb.unet import Denoiser, SliceUNet, UNetConfig, slice_weights
+
+SMALL = UNetConfig(n_slices=6, widths=(16, 32), blocks=1, embedding=32, head_width=16)
+
+
+@pytest.fixture
+def awake() -> SliceUNet:
+    "A small network whose zero-initialised layers have been stirred, so that everything has an effect."
+    torch.manual_seed(0)
+    net = SliceUNet(SMALL)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net.eval()
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (13, 9), (70, 70)])
+def test_any_slice_shape_goes_in_and_comes_out(awake, shape):
+    out = awake(torch.rand(2, 1, *shape), torch.tensor([3, 900]), torch.tensor([0, 5]), torch.rand(2, 6, *shape))
+    assert out.shape == (2, 2, *shape) and torch.isfinite(out).all()
+
+
+def test_slice_weights_are_the_papers():
+    w = slice_weights(50)
+    assert w.shape == (50, 50) and float(w[7, 7]) == 1
+    assert float(w[0, 49]) == pytest.approx(1 - 49 / 50) and torch.equal(w, w.T)
+
+
+def test_time_slice_number_and_ct_all_matter(awake):
+    x, t, where, ct = torch.rand(1, 1, 12, 12), torch.tensor([500]), torch.tensor([2]), torch.rand(1, 6, 12, 12)
+    base = awake(x, t, where, ct)
+    assert torch.equal(base, awake(x, t, where, ct))
+    for change in ((x, t + 1, where, ct), (x, t, where + 1, ct), (x, t, where, 0 * ct), (x, t, where)):
+        assert not torch.allclose(base, awake(*change))
+    torch.testing.assert_close(awake(x, t, where, 0 * ct), awake(x, t, where))  # zeros are "no CT"
+    far = ct.clone()
+    far[:, 5] += 1  # slice 2 sees slice 5 as well, at weight 1/2
+    assert not torch.allclose(base, awake(x, t, where, far))
+
+
+def test_ct_features_can_be_computed_once(awake):
+    x, t, where, ct = torch.rand(6, 1, 12, 12), torch.full((6,), 300), torch.arange(6), torch.rand(1, 6, 12, 12)
+    once = awake.ct_features(ct, where)
+    torch.testing.assert_close(awake(x, t, where, ct_features=once), awake(x, t, where, ct))
+
+
+def test_the_denoiser_inverts_what_the_network_calls_noise(awake):
+    schedule, x = cosine_schedule(), torch.rand(6, 12, 12)
+    mu = torch.rand(6, 12, 12) * 0.154
+    denoise = Denoiser(awake, mu, schedule, dtype=torch.float32)
+    x0, v = denoise.with_variance(x, 200)
+    out = awake(x[:, None], torch.full((6,), 200), torch.arange(6), (mu / 0.154)[None])
+    torch.testing.assert_close(add_noise(x0, out[:, 0], 200, schedule), x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(v, (out[:, 1] + 1) / 2)
+    torch.testing.assert_close(denoise(x, 200), x0)
+    clipped = Denoiser(awake, mu, schedule, clip=(0.0, 0.3), dtype=torch.float32)(x, 200)
+    torch.testing.assert_close(clipped, x0.clamp(0, 0.3))
+
+
+def test_gradients_flow_through_the_denoiser_when_asked(awake):
+    denoise = Denoiser(awake, dtype=torch.float32)
+    x = torch.rand(6, 12, 12, requires_grad=True)
+    denoise(x, 300).square().sum().backward()
+    step, direction = 1e-2, torch.randn(6, 12, 12)
+    with torch.no_grad():
+        up, down = (float(denoise(x + s * direction, 300).double().square().sum()) for s in (step, -step))
+    assert float((x.grad * direction).sum()) == pytest.approx((up - down) / (2 * step), rel=0.02)
+
+
+def test_the_default_network_fits_into_a_checkpoint():
+    net = SliceUNet()
+    parameters = sum(p.numel() for p in net.parameters())
+    assert 2e6 < parameters and 2 * parameters < 12e6
+    with torch.no_grad():
+        out = net(torch.rand(1, 1, 70, 70), torch.tensor([5]), torch.tensor([0]))
+    assert float(out.abs().max()) == 0  # an untrained network predicts nothing
+
+
+def test_a_small_network_learns_a_small_set():
+    torch.manual_seed(0)
+    schedule, net = cosine_schedule(), SliceUNet(SMALL)
+    x0 = torch.zeros(8, 1, 12, 12)
+    x0[:, :, 3:9, 3:9] = 1
+    optimizer, losses = torch.optim.AdamW(net.parameters(), lr=3e-3), []
+    for _ in range(120):
+        t, noise = torch.randint(100, 900, (8,)), torch.randn_like(x0)
+        x_t = add_noise(x0, noise, t, schedule)
+        loss, parts = hybrid_loss(net(x_t, t, torch.arange(8) % 6), x0, x_t, noise, t, schedule)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(parts["simple"]))
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("field, value", [("widths", (10,)), ("blocks", 0), ("embedding", 30), ("head_width", 50)])
+def test_impossible_configurations_name_the_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        UNetConfig(**{field: value})
+    assert UNetConfig.from_json(SMALL.to_json()) == SMALL
+    with pytest.raises(ValueError, match="unknown"):
+        UNetConfig.from_json({"depth": 3})
+
+
+def test_volumes_that_do_not_fit_are_refused(awake):
+    with pytest.raises(ValueError, match="x must be"):
+        Denoiser(awake)(torch.rand(5, 12, 12), 3)
+    with pytest.raises(ValueError, match="ct must be"):
+        Denoiser(awake, torch.rand(5, 12, 12))
+    with pytest.raises(ValueError, match="noisy must be"):
+        awake(torch.rand(1, 2, 12, 12), torch.tensor([1]), torch.tensor([1]))
+    with pytest.raises(ValueError, match="clip must be"):
+        Denoiser(awake, clip=(1.0, 0.0))
