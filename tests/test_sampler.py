@@ -16,6 +16,7 @@ from diffspect_nb.sampler import (
     FLOOR,
     Guidance,
     anchor_to_counts,
+    default_guidance,
     fitted_lambda_dps,
     insert_mlem,
     measurement_support,
@@ -195,6 +196,11 @@ def test_reconstruct_returns_what_its_steps_end_with(study):
     assert [s.index for s in steps] == list(range(1, 16)) and steps[-1].total == 15
     assert torch.equal(steps[-1].image, done.image) and torch.equal(steps[11].image, done.x_in)
     assert done.guidance == guidance and done.scale > 0 and done.provenance["versions"]["torch"] == torch.__version__
+
+
+def test_more_counts_are_listened_to_longer(study):
+    assert default_guidance(0.05) == Guidance() and default_guidance(0.5, seed=3).anchor_updates == 2
+    assert reconstruct(study, denoise=Counted()).guidance == default_guidance(study.count_level) == Guidance()
 
 
 def test_papers_guidance_and_json_round_trip():
