@@ -17,9 +17,9 @@ import torch
 
 from diffspect_nb.core import ImageGrid, last
 from diffspect_nb.geometry import dnm570c
-from diffspect_nb.mlem import mlem_steps
+from diffspect_nb.mlem import early_and_late, intensity_scale, mlem_steps
 from diffspect_nb.phantom import torso
-from diffspect_nb.sampler import Guidance, sample
+from diffspect_nb.sampler import default_guidance, reconstruct, sample
 from diffspect_nb.study import simulate, thin
 from diffspect_nb.system import SystemMatrix, _build_blocks, _load_blocks, _save_blocks, attenuation_factors, cache_path
 from diffspect_nb.training import pretrained
@@ -90,10 +90,11 @@ def measure() -> dict:
     rows["mlem_iteration_ms"] = 1e3 * seconds(lambda: next(ten), 20)
     rows["mlem_over_floor"] = rows["mlem_iteration_ms"] / rows["floor_ms"]
 
-    x_in = last(mlem_steps(system, y, 50)).image
-    denoise = Counted(pretrained().denoiser(phantom.mu))
+    early, x_in = early_and_late(system, y)
+    scale = intensity_scale(early / study.count_fraction, grid) / study.count_fraction
+    denoise = Counted(pretrained().denoiser(phantom.mu, early * scale, x_in * scale))
     x = torch.randn(grid.shape)
-    guidance, schedule, scale = Guidance(steps=10), denoise.denoise.schedule, 2 / float(x_in.max())
+    guidance, schedule = default_guidance(study.count_level), denoise.denoise.schedule
     bare, volume = [], []
     for _ in range(RUNS + 1):  # side by side, so that a slow moment of the machine slows both
         started, denoise.calls = time.perf_counter(), 0
@@ -105,14 +106,17 @@ def measure() -> dict:
         bare.append(time.perf_counter() - middle)
     rows["network_evaluations"] = denoise.calls
     rows["network_s"] = statistics.median(bare[1:]) / denoise.calls
-    rows["volume_s"] = statistics.median(volume[1:])
-    rows["volume_over_network"] = statistics.median(v / n for v, n in zip(volume[1:], bare[1:], strict=True))
+    rows["walk_s"] = statistics.median(volume[1:])
+    rows["walk_over_network"] = statistics.median(v / n for v, n in zip(volume[1:], bare[1:], strict=True))
+    rows["default_s"] = seconds(lambda: reconstruct(study, guidance, system=system), 3)  # OSEM, walk and support
+    many = default_guidance(study.count_level, steps=25)
+    rows["25_steps_s"] = seconds(lambda: reconstruct(study, many, system=system), 3)
     rows["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return rows
 
 
 TARGETS = {"build_s": 10, "load_s": 1, "mlem_iteration_ms": 40, "mlem_over_floor": 2.5}
-TARGETS |= {"volume_s": 5, "volume_over_network": 1.4, "peak_memory_gib": 3}
+TARGETS |= {"default_s": 5, "25_steps_s": 10, "peak_memory_gib": 3}
 
 
 def main() -> None:

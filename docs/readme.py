@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def readme_text(index: Path = ROOT / "nbs" / "index.ipynb") -> str:
-    "The index as Markdown for the root of the repository: relative links start there."
-    text, resources = MarkdownExporter().from_filename(str(index))
+    "The index as Markdown for the root of the repository: code left out, its outputs kept, relative links start there."
+    text, resources = MarkdownExporter(exclude_input=True).from_filename(str(index))
     if resources.get("outputs"):
         raise ValueError(f"{index.name} must not hold pictures: {sorted(resources['outputs'])}")
 

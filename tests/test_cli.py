@@ -178,11 +178,11 @@ def test_scanner_prints_json_that_is_a_scanner(capsys):
 def test_info_names_versions_and_checkpoints(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert torch.__version__ in printed and "checkpoint     mlem50" in printed
+    assert torch.__version__ in printed and all(f"checkpoint     {name}" in printed for name in ("diffspect", "mlem50"))
 
 
 def test_every_command_has_help_and_usage_errors_exit_with_2():
-    for command in ("", "demo", "reconstruct", "simulate", "evaluate", "train", "scanner", "info"):
+    for command in ("", "demo", "reconstruct", "simulate", "evaluate", "train", "benchmark", "scanner", "info"):
         argv = [str(Path(sys.executable).parent / "diffspect"), *command.split(), "--help"]
         run = subprocess.run(argv, capture_output=True, text=True)
         assert run.returncode == 0 and "usage: diffspect" in run.stdout
@@ -193,7 +193,7 @@ def test_every_command_has_help_and_usage_errors_exit_with_2():
 def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path / "cache"))
     network = {"n_slices": 16, "widths": [16, 32], "blocks": 1, "embedding": 32, "head_width": 32}
-    config = {"n_studies": 1, "steps": 3, "batch": 4, "scanner": "tiny", "network": network}
+    config = {"label": "mlem50", "n_studies": 1, "steps": 3, "batch": 4, "scanner": "tiny", "network": network}
     config["grid"] = tiny_grid().to_json()
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["train", str(tmp_path / "config.json"), "--out", str(tmp_path / "run")]) == 0
@@ -206,6 +206,24 @@ def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys,
     (tmp_path / "config.json").write_text(json.dumps(config | {"stepz": 3}))
     capsys.readouterr()
     assert "stepz" in refused(capsys, "train", tmp_path / "config.json", "--out", tmp_path / "other")
+
+
+def test_an_impossible_benchmark_is_refused(tmp_path, capsys):
+    assert "--studies" in refused(capsys, "benchmark", "--out", tmp_path, "--studies", "0")
+    assert "no nifti_pairs" in refused(capsys, "benchmark", "--out", tmp_path, "--real", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_quick_benchmark_writes_tables_and_figures(tmp_path, capsys):
+    argv = ["benchmark", "--quick", "--first-seed", "910020", "--settings", "views 3", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    assert "guided minus the best classical" in capsys.readouterr().out
+    made = {p.name for p in tmp_path.iterdir()}
+    assert made >= {"rows.jsonl", "summary.csv", "differences.csv", "worse.csv", "about.json", "curves_psnr_db.png"}
+    about = json.loads((tmp_path / "about.json").read_text())
+    assert about["studies"] == ["patient 910020"] and about["settings"] == ["views 3"]
+    rows = (tmp_path / "rows.jsonl").read_text()
+    assert main(argv) == 0 and (tmp_path / "rows.jsonl").read_text() == rows  # nothing is computed twice
 
 
 @pytest.mark.slow

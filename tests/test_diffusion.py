@@ -10,12 +10,15 @@ from diffspect_nb.diffusion import (
     add_noise,
     cosine_schedule,
     ddim_step,
+    dpm2_step,
     hybrid_loss,
     linear_schedule,
     posterior_mean,
     predict_eps,
     predict_x0,
     timesteps,
+    velocity,
+    x0_from_output,
 )
 
 PAIRS = {
@@ -90,6 +93,46 @@ def test_the_last_step_is_the_clean_estimate_and_the_learned_variance_interpolat
     torch.testing.assert_close(low, (ddim_step(x, x0, None, 500, 460, schedule, 1.0, noise) - base) / noise)
     torch.testing.assert_close(middle**2, low * high)
     assert (high > low).all()
+
+
+def test_velocity_gives_the_clean_image_back():
+    schedule, x0, noise, t = cosine_schedule(), image(1), image(2), torch.tensor([0, 400, 999])
+    x_t = add_noise(x0, noise, t, schedule)
+    torch.testing.assert_close(x0_from_output(velocity(x0, noise, t, schedule), x_t, t, schedule, "v"), x0)
+    torch.testing.assert_close(x0_from_output(noise[:2], x_t[:2], t[:2], schedule), x0[:2])
+    with pytest.raises(ValueError, match="predict"):
+        x0_from_output(noise, x_t, t, schedule, "x0")
+
+
+def walk_through_a_gaussian(n_steps: int, second_order: bool, mean=2.0, deviation=0.3) -> float:
+    "Relative error of a deterministic walk whose exact end is known: every variance is carried along."
+    schedule, levels = cosine_schedule(), timesteps(n_steps, 900)
+
+    def spread(t): return float((schedule.alpha_bar(t) * deviation**2 + 1 - schedule.alpha_bar(t)).sqrt())
+
+    x = start = image(3)
+    before = None
+    for t, t_next in zip(levels[:-1], levels[1:], strict=True):
+        a, s2 = float(schedule.sqrt_alpha_bar(t)), 1 - float(schedule.alpha_bar(t))
+        x0 = mean + a * deviation**2 / (a**2 * deviation**2 + s2) * (x - a * mean)
+        if second_order:
+            x = dpm2_step(x, x0, t, t_next, schedule, *(before or (None, None)))
+        else:
+            x = ddim_step(x, x0, None, t, t_next, schedule)
+        before = (x0, t)
+    first, end = (float(schedule.sqrt_alpha_bar(t)) for t in (levels[0], levels[-1]))
+    exact = end * mean + spread(levels[-1]) / spread(levels[0]) * (start - first * mean)
+    return float((x - exact).norm() / (exact - end * mean).norm())
+
+
+def test_the_second_order_solver_needs_fewer_steps():
+    first, second = ([walk_through_a_gaussian(n, solver) for n in (20, 40)] for solver in (False, True))
+    assert second[0] < 0.5 * first[0] and second[1] < 0.5 * first[1]
+    assert first[1] < 0.7 * first[0] and second[1] < 0.5 * second[0]
+    x, x0 = image(4), image(5)
+    schedule = cosine_schedule()
+    torch.testing.assert_close(dpm2_step(x, x0, 500, 300, schedule), ddim_step(x, x0, None, 500, 300, schedule))
+    torch.testing.assert_close(dpm2_step(x, x0, 5, -1, schedule), x0)
 
 
 def test_timesteps_descend_evenly_to_zero():

@@ -6,10 +6,10 @@ import torch
 from scipy.optimize import minimize
 
 from diffspect_nb.core import InputError, last
-from diffspect_nb.geometry import field_of_view, tiny, tiny_grid
+from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import (
-    SCALE_ITERATIONS,
     anchored_em,
+    early_and_late,
     intensity_scale,
     mlem,
     mlem_steps,
@@ -134,21 +134,34 @@ def test_deviance_is_zero_for_a_perfect_fit_and_about_one_per_bin_by_chance():
 
 @pytest.mark.parametrize("fraction", [0.5, 0.2, 0.05])
 def test_the_scale_does_not_drift_with_the_dose(patient, fraction):
-    system, support = patient.system(), torch.from_numpy(field_of_view(patient.scanner, patient.grid))
-    low = thin(patient, fraction, np.random.default_rng(2))
+    system, low = patient.system(), thin(patient, fraction, np.random.default_rng(2))
     full, reduced = (
-        intensity_scale(mlem(system, s.projections, SCALE_ITERATIONS) / s.count_fraction, support)
+        intensity_scale(early_and_late(system, s.projections)[0] / s.count_fraction, s.grid, len(s.views))
         for s in (patient, low)
     )
     assert reduced == pytest.approx(full, rel=0.1)
 
 
 def test_the_scale_is_an_inverse_intensity(patient):
-    support = torch.ones(patient.grid.shape, dtype=torch.bool)
-    one, seven = (intensity_scale(patient.truth * factor, support) for factor in (1, 7))
+    one, seven = (intensity_scale(patient.truth * factor, patient.grid) for factor in (1, 7))
     assert seven == pytest.approx(one / 7, rel=1e-5)
     with pytest.raises(InputError, match="nothing to scale by"):
-        intensity_scale(patient.truth * 0, support)
+        intensity_scale(patient.truth * 0, patient.grid)
+
+
+def test_a_stack_is_reconstructed_as_one_by_one(patient):
+    "Acquisitions of one system share the passes over its matrix and nothing else."
+    system, low = patient.system(), thin(patient, 0.1, np.random.default_rng(3))
+    stack = torch.stack([patient.projections, low.projections])
+    for options in ({}, {"n_subsets": 3}, {"background": 0.5}):
+        together = mlem(system, stack, 8, **options)
+        for image, s in zip(together, (patient, low), strict=True):
+            alone = mlem(system, s.projections, 8, **options)
+            torch.testing.assert_close(image, alone, rtol=2e-4, atol=1e-3 * float(image.max()))
+    anchors = torch.stack([patient.truth, patient.truth * 0.1])
+    both = anchored_em(system, stack, anchors, 1e-6, 3)
+    alone = anchored_em(system, low.projections, anchors[1], 1e-6, 3)
+    torch.testing.assert_close(both[1], alone, rtol=2e-4, atol=1e-3 * float(both[1].max()))
 
 
 def test_impossible_data_are_refused():

@@ -60,16 +60,51 @@ def run(study, system, guidance, denoise=None, y=None):
     return last(sample(denoise or Counted(), system, y, x_in, 1 / float(x_in.max()), guidance)).image
 
 
-EVERYTHING = Guidance(lambda_mlem=0.2, tv_weight=0.01, lambda_dps=0.1, dps_jacobian="network", eta=0.5)
+DDIM = Guidance(solver="ddim", samples=1, end=0)
+EVERYTHING = dataclasses.replace(
+    DDIM, lambda_mlem=0.2, tv_weight=0.01, lambda_dps=0.1, dps_jacobian="network", eta=0.5
+)
+RAW = dataclasses.replace(EVERYTHING, dps_jacobian="raw")
 
 
-@pytest.mark.parametrize("guidance", [Guidance(), EVERYTHING, dataclasses.replace(EVERYTHING, dps_jacobian="raw")])
+@pytest.mark.parametrize("guidance", [DDIM, EVERYTHING, RAW])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_one_network_evaluation_per_step(study, system, guidance, steps):
     for two_starts in (False, True):
         denoise = Counted()
         run(study, system, dataclasses.replace(guidance, steps=steps, two_starts=two_starts), denoise)
         assert denoise.calls == steps + two_starts  # the second start is one more first step
+
+
+@pytest.mark.parametrize("solver", ["dpm2", "renoise"])
+def test_other_solvers_count_their_evaluations_too(study, system, solver):
+    for samples in (1, 3) if solver == "renoise" else (1,):
+        denoise = Counted()
+        run(study, system, Guidance(solver=solver, steps=4, samples=samples), denoise)
+        assert denoise.calls == 4 * samples
+
+
+def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(system):
+    "Activity ~ N(m, τ²): one step moves the mean by the denoiser's gain k, whatever the noise."
+    shape, mean, deviation, start = system.image_shape, 2.0, 0.5, 3.0
+
+    def gain(t):
+        a2 = float(SCHEDULE.alpha_bar(t))
+        return a2 * deviation**2 / (a2 * deviation**2 + 1 - a2)
+
+    def denoise(x, t):
+        return mean + gain(t) * (x / float(SCHEDULE.sqrt_alpha_bar(t)) - mean)
+
+    guidance = Guidance(solver="renoise", steps=4, start=400, end=40, anchor=0, final_updates=0)
+    spreads = []
+    for samples in (1, 4):
+        chosen = dataclasses.replace(guidance, samples=samples)
+        x_in, counts = torch.full(shape, start), torch.zeros(system.proj_shape)
+        image = last(sample(denoise, system, counts, x_in, 1.0, chosen)).image
+        wanted = mean + np.prod([gain(t) for t in (400, 280, 160, 40)]) * (start - mean)
+        assert float(image.mean()) == pytest.approx(wanted, abs=0.02)
+        spreads.append(float(image.std()))
+    assert spreads[1] == pytest.approx(spreads[0] / 2, rel=0.1)  # four fields: half the noise
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -83,7 +118,7 @@ def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(system, et
         a, s2 = float(SCHEDULE.sqrt_alpha_bar(t)), 1 - float(SCHEDULE.alpha_bar(t))
         return mean + a * deviation**2 / (a**2 * deviation**2 + s2) * (x - a * mean)
 
-    free = Guidance(steps=250, start=None, anchor=0, eta=eta, shared_noise=False, seed=3)
+    free = Guidance(solver="ddim", samples=1, end=0, steps=250, start=None, anchor=0, final_updates=0, eta=eta, seed=3)
     counts = torch.zeros(system.proj_shape)
     drawn = last(sample(denoise, system, counts, torch.zeros(shape), 1.0, free)).image - mean
     assert float(drawn.mean()) == pytest.approx(0, abs=5 * deviation / drawn.numel() ** 0.5 + 0.01)
@@ -91,7 +126,7 @@ def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(system, et
 
 
 def test_without_weights_it_is_the_unguided_walk_bit_for_bit(study, system):
-    off = Guidance(anchor=0, lambda_mlem=0, tv_weight=0, lambda_dps=0, steps=6)
+    off = Guidance(solver="ddim", samples=1, end=0, anchor=0, final_updates=0, steps=6, shared_noise=True)
     got = run(study, system, off)
     denoise, x_in = Counted(), mlem(system, study.projections, 10)
     scale = 1 / float(x_in.max())
@@ -106,9 +141,14 @@ def test_without_weights_it_is_the_unguided_walk_bit_for_bit(study, system):
 
 
 def test_the_seed_decides_and_zero_is_a_seed(study, system):
-    guidance = Guidance(steps=4, eta=1.0)
-    images = [run(study, system, dataclasses.replace(guidance, seed=s)) for s in (0, 0, 1)]
-    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+    for guidance in (Guidance(steps=4), Guidance(solver="ddim", samples=1, end=0, steps=4, eta=1.0)):
+        images = [run(study, system, dataclasses.replace(guidance, seed=s)) for s in (0, 0, 1)]
+        assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+def test_the_counts_have_the_last_word(study, system):
+    before, after = (run(study, system, Guidance(steps=2, final_updates=n)) for n in (0, 2))
+    torch.testing.assert_close(after, mlem(system, study.projections, 2, start=before))
 
 
 def test_closing_the_iterator_stops_the_work(study, system):
@@ -119,7 +159,7 @@ def test_closing_the_iterator_stops_the_work(study, system):
         if step.index == 3:
             break
     steps.close()
-    assert denoise.calls == 3
+    assert denoise.calls == 3 * Guidance().samples
 
 
 def test_total_variation_step_is_the_minimiser():
@@ -159,11 +199,12 @@ def test_the_anchor_is_one_knob_at_every_dose(study, system):
 
 def test_image_consistency_pulls_towards_x_in(study, system):
     x_in = mlem(system, study.projections, 10)
-    distances = []
-    for weight in (0.0, 0.2, 0.6):
-        guidance = Guidance(anchor=0, lambda_dps=weight, steps=10)
-        distances.append(float((run(study, system, guidance) - x_in).norm()))
-    assert distances[0] > distances[1] > distances[2]
+    for solver in ("ddim", "renoise"):
+        distances = []
+        for weight in (0.0, 0.2, 0.6):
+            guidance = Guidance(solver=solver, anchor=0, final_updates=0, lambda_dps=weight, steps=10, samples=1)
+            distances.append(float((run(study, system, guidance) - x_in).norm()))
+        assert distances[0] > distances[1] > distances[2]
 
 
 def test_the_learned_variance_is_used(study, system):
@@ -175,7 +216,7 @@ def test_the_learned_variance_is_used(study, system):
 
     quiet, loud = WithVariance(), WithVariance()
     loud.v = 1.0
-    guidance = Guidance(steps=5, eta=1.0, anchor=0)
+    guidance = Guidance(solver="ddim", samples=1, end=0, steps=5, eta=1.0, anchor=0, final_updates=0)
     assert not torch.equal(run(study, system, guidance, quiet), run(study, system, guidance, loud))
     assert quiet.calls == loud.calls == 5
 
@@ -190,7 +231,7 @@ def test_support_tells_truth_from_fiction(study, system):
 
 
 def test_reconstruct_returns_what_its_steps_end_with(study):
-    guidance = Guidance(steps=3, iterations=12)
+    guidance = Guidance(steps=3, iterations=12, subsets=1)
     done = reconstruct(study, guidance, Counted())
     steps = list(reconstruction_steps(study, guidance, Counted()))
     assert [s.index for s in steps] == list(range(1, 16)) and steps[-1].total == 15
@@ -198,9 +239,11 @@ def test_reconstruct_returns_what_its_steps_end_with(study):
     assert done.guidance == guidance and done.scale > 0 and done.provenance["versions"]["torch"] == torch.__version__
 
 
-def test_more_counts_are_listened_to_longer(study):
-    assert default_guidance(0.05) == Guidance() and default_guidance(0.5, seed=3).anchor_updates == 2
-    assert reconstruct(study, denoise=Counted()).guidance == default_guidance(study.count_level) == Guidance()
+def test_fewer_counts_start_earlier_and_hold_the_prior_tighter(study):
+    levels = [default_guidance(c) for c in (0.001, 0.01, 0.05, 0.2, 1.0, 1.2)]
+    assert all(a.start >= b.start and a.anchor >= b.anchor for a, b in zip(levels, levels[1:], strict=False))
+    assert default_guidance(1.0, steps=500).steps == 500 and default_guidance(0.5, solver="ddim", eta=1.0).samples == 1
+    assert reconstruct(study, denoise=Counted()).guidance == default_guidance(study.count_level)
 
 
 def test_papers_guidance_and_json_round_trip():
@@ -219,6 +262,21 @@ WRONG = {"steps": 0, "anchor": -1, "lambda_mlem": 1.5, "tv_weight": float("nan")
 def test_impossible_choices_name_the_argument(name):
     with pytest.raises(InputError, match=name):
         Guidance(**{name: WRONG[name]})
+
+
+@pytest.mark.parametrize(
+    "solver, wrong",
+    [
+        ("renoise", {"eta": 0.5}),
+        ("dpm2", {"two_starts": True}),
+        ("ddim", {"samples": 2}),
+        ("renoise", {"dps_jacobian": "network"}),
+        ("dpm2", {"eta": 1.0}),
+    ],
+)
+def test_choices_of_another_solver_are_refused(solver, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Guidance(solver=solver, **({"samples": 1, "end": 0} | wrong))
 
 
 def test_shapes_and_scales_that_do_not_fit_are_refused(study, system):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import diffspect_nb
 from diffspect_nb.core import InputError
-from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.training import (
     Cohort,
     Prior,
@@ -22,16 +22,21 @@ from diffspect_nb.training import (
     save_checkpoint,
     simulated_study,
     train,
+    training_study,
 )
-from diffspect_nb.unet import SliceUNet, UNetConfig
+from diffspect_nb.unet import SliceUNet, UNetConfig, VolumeConfig, VolumeUNet
 
 NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
-CONFIG = TrainConfig(n_studies=2, steps=12, batch=8, warmup=2, scanner="tiny", grid=tiny_grid(), network=NETWORK)
+CONFIG = TrainConfig(
+    n_studies=2, steps=12, batch=8, warmup=2, scanner="tiny", grid=tiny_grid(), network=NETWORK, label="mlem50"
+)
+VOLUMES = replace(CONFIG, batch=2, network=VolumeConfig(widths=(16, 24), blocks=1, embedding=32), label="truth")
+SUPPORT = torch.ones(tiny_grid().shape, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
 def cohort(shared_cache):
-    list(CONFIG.cohort.make())
+    list(CONFIG.cohort.make("mlem50", workers=1))
     return CONFIG.cohort
 
 
@@ -39,51 +44,77 @@ def test_a_patient_is_its_seed():
     one, again, other = (simulated_study(s, "tiny", tiny_grid()) for s in (5, 5, 6))
     assert torch.equal(one.projections, again.projections) and torch.equal(one.reference, again.reference)
     assert not torch.equal(one.truth, other.truth)
-    assert 6e6 * 0.99 < one.counts < 20e6 * 1.01 and one.meta["scale"] > 0
+    assert 6e6 * 0.99 < one.counts < 20e6 * 1.01
+
+
+def test_a_training_patient_is_its_seed_and_no_inverse_crime():
+    one, again = (training_study(3, tiny(), tiny_grid()) for _ in range(2))
+    assert torch.equal(one.projections, again.projections) and torch.equal(one.mu, again.mu)
+    differs = one.meta["mismatch"]
+    assert abs(differs["aperture"] - 1) > 1e-3 and any(differs["ct_shift_mm"])
+    assert any(abs(v) > 0.1 for v in differs["offset_mm"])
+    assert 0 <= differs["scatter"] <= 0.2 and np.linalg.norm(differs["ct_shift_mm"]) <= 8
 
 
 def test_a_cohort_is_made_once_and_resumed(cohort):
-    assert list(cohort.make()) == []
+    assert list(cohort.make("mlem50")) == []
     cohort.path(1).unlink()
     with pytest.raises(InputError, match="000001.safetensors: patient 1"):
         cohort.load("mlem50")
     assert list(cohort.make()) == [1]
-    images, ct = cohort.load("mlem50")
-    assert images.shape == ct.shape == (2, 16, 20, 20)
-    assert 0.5 < float(images.max()) < 50 and 0.9 < float(ct.max()) < 2.5
-    assert not torch.equal(images, cohort.load("truth")[0])
+    patients = cohort.load("mlem50")
+    assert patients.label.shape == patients.ct.shape == patients.heart.shape == (2, 16, 20, 20)
+    assert patients.early.shape == patients.late.shape == (2, 8, 16, 20, 20) and patients.ratio.shape == (2, 8)
+    assert 0.5 < float(patients.label.max()) < 50 and 0.9 < float(patients.ct.max()) < 2.5
+    assert float(patients.late.max()) <= 8 and 0.2 < float(patients.ratio.min()) and float(patients.ratio.max()) < 5
+    assert not torch.equal(patients.label, cohort.load("truth").label)
     assert Cohort(1).folder != cohort.folder
 
 
+def test_processes_make_what_one_process_makes(cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path))
+    assert sorted(cohort.make(workers=2)) == [0, 1]
+    ours = cohort.load("truth")
+    monkeypatch.undo()
+    theirs = cohort.load("truth")
+    torch.testing.assert_close(ours.late, theirs.late, rtol=0.02, atol=0.02)
+    assert torch.equal(ours.label, theirs.label)
+
+
 def test_batches_depend_on_seed_and_step_alone(cohort):
-    images, ct = cohort.load("truth")
-    config = replace(CONFIG, batch=4000, ct_dropout=0.1)
-    first, again, later = (batch_of(images, ct, config, step, 1000) for step in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[3], later[3])
-    x0, where, body, t, noise = first
-    assert t.min() >= 0 and t.max() <= 999 and where.max() == 15 and x0.shape == noise.shape == (4000, 1, 20, 20)
-    dropped = float((body.flatten(1).sum(1) == 0).float().mean())
-    assert dropped == pytest.approx(0.1, abs=0.02)
+    patients = cohort.load("truth")
+    for config in (replace(CONFIG, batch=4000), replace(VOLUMES, batch=400, condition_dropout=0.2)):
+        first, again, later = (batch_of(patients, config, step, 1000, SUPPORT) for step in (3, 3, 4))
+        assert all(torch.equal(getattr(first, k), getattr(again, k)) for k in ("x0", "t", "noise"))
+        assert not torch.equal(first.t, later.t)
+        assert first.t.min() >= 0 and first.t.max() <= 999 and first.x0.shape == first.noise.shape
+        ct = first.inputs[-1][:, :1] if config.batch == 400 else first.inputs[-1]
+        assert float((ct.flatten(1).abs().sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.05)
+    blind = (first.inputs[0][:, 1:].flatten(1).abs().sum(1) == 0).float().mean()
+    assert float(blind) == pytest.approx(0.2, abs=0.07) and float(first.weight.mean()) == pytest.approx(1, abs=1e-4)
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(cohort, tmp_path):
+EPSILON = replace(VOLUMES, network=replace(VOLUMES.network, predict="epsilon"))
+
+
+@pytest.mark.parametrize("config", [CONFIG, VOLUMES, EPSILON], ids=["slices", "volumes", "epsilon"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config, cohort, tmp_path):
     torch.manual_seed(99)
-    straight = [s.scalars["simple"] for s in train(CONFIG, tmp_path / "straight")]
-    for step in train(CONFIG, tmp_path / "broken", save_every=5):
+    straight = [s.scalars["simple"] for s in train(config, tmp_path / "straight")]
+    for step in train(config, tmp_path / "broken", save_every=5):
         if step.index == 7:
             break
-    resumed = list(train(CONFIG, tmp_path / "broken", save_every=5))
+    resumed = list(train(config, tmp_path / "broken", save_every=5))
     assert [s.index for s in resumed] == list(range(6, 13))
     assert np.allclose([s.scalars["simple"] for s in resumed], straight[5:], rtol=0.02)
     ends = [load_checkpoint(tmp_path / run / "checkpoint.safetensors")[0] for run in ("straight", "broken")]
     for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=3e-3, rtol=0.05)
     with pytest.raises(InputError, match="another configuration"):
-        next(train(replace(CONFIG, learning_rate=1e-5), tmp_path / "broken"))
+        next(train(replace(config, learning_rate=1e-5), tmp_path / "broken"))
     (tmp_path / "broken" / "state.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="state.safetensors"):
-        next(train(CONFIG, tmp_path / "broken"))
+        next(train(config, tmp_path / "broken"))
 
 
 def test_the_learning_rate_rises_stays_and_falls():
@@ -105,6 +136,19 @@ def test_a_checkpoint_keeps_weights_and_history(checkpoint):
     x = torch.rand(tiny_grid().shape)
     denoised = Prior(net, provenance).denoiser()(x, 10)
     assert denoised.shape == x.shape and torch.isfinite(denoised).all()
+
+
+def test_a_volume_checkpoint_comes_back_as_one(tmp_path):
+    save_checkpoint(tmp_path / "v.safetensors", VolumeUNet(VOLUMES.network), {"config": VOLUMES.to_json(), "steps": 1})
+    prior = pretrained(str(tmp_path / "v.safetensors"))
+    assert isinstance(prior.net, VolumeUNet) and prior.looks_at_data and prior.unit == 1
+    assert TrainConfig.from_json(prior.provenance["config"]) == VOLUMES
+    x, mu = torch.rand(tiny_grid().shape), torch.rand(tiny_grid().shape) * 0.15
+    with torch.no_grad():
+        prior.net.look.weight.normal_()
+        prior.net.head.weight.normal_()
+        seen, blind = (prior.denoiser(mu, *images)(x, 500) for images in ((x, 2 * x), ()))
+    assert seen.shape == x.shape and torch.isfinite(seen).all() and not torch.equal(seen, blind)
 
 
 def test_what_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):

@@ -1,10 +1,10 @@
-"The slice network and the denoiser: shapes, conditioning, gradients, size, and that it can learn."
+"The two networks and their denoisers: shapes, conditioning, gradients, size, and that it can learn."
 
 import pytest
 import torch
 
 from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss
-from diffspect_nb.unet import Denoiser, SliceUNet, UNetConfig, slice_weights
+from diffspect_nb.unet import Denoiser, SliceUNet, UNetConfig, VolumeConfig, VolumeDenoiser, VolumeUNet, slice_weights
 
 SMALL = UNetConfig(n_slices=6, widths=(16, 32), blocks=1, embedding=32, head_width=16)
 
@@ -117,3 +117,44 @@ def test_volumes_that_do_not_fit_are_refused(awake):
         awake(torch.rand(1, 2, 12, 12), torch.tensor([1]), torch.tensor([1]))
     with pytest.raises(ValueError, match="clip must be"):
         Denoiser(awake, clip=(1.0, 0.0))
+
+
+@pytest.fixture
+def volumes() -> VolumeUNet:
+    "A small volume network, stirred."
+    torch.manual_seed(1)
+    net = VolumeUNet(VolumeConfig(widths=(16, 32), blocks=1, embedding=32))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return net.eval()
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 12), (7, 13, 9), (16, 20, 20)])
+def test_any_volume_goes_in_and_comes_out(volumes, shape):
+    out = volumes(torch.rand(2, 1, *shape), torch.tensor([3, 900]), torch.rand(2, 3, *shape))
+    assert out.shape == (2, 2, *shape) and torch.isfinite(out).all()
+
+
+def test_the_volume_denoiser_looks_at_each_image_and_at_the_level(volumes):
+    x, ct, early, late = torch.rand(4, 8, 12, 12).unbind()
+    def denoised(*images, t=400, of=x): return VolumeDenoiser(volumes, images)(of, t)
+    base = denoised(ct, early, late)
+    assert base.shape == x.shape
+    fewer = (denoised(ct, early), denoised(None, early, late), denoised(ct, None, late), denoised())
+    for other in (*fewer, denoised(ct, early, late, t=800)):
+        assert not torch.allclose(base, other, atol=1e-4)
+    torch.testing.assert_close(denoised(None, None, None), denoised())
+    both = denoised(ct, early, late, of=torch.stack([x, 2 * x]))
+    torch.testing.assert_close(both[0], base, atol=2e-2, rtol=2e-2)
+    with pytest.raises(ValueError, match="looks at 3"):
+        VolumeDenoiser(volumes, (ct, early, late, late))
+
+
+def test_the_default_volume_network_fits_into_a_checkpoint():
+    assert sum(p.numel() for p in VolumeUNet(VolumeConfig()).parameters()) * 2 < 12e6
+    config = VolumeConfig(widths=(16, 32), predict="epsilon")
+    assert VolumeConfig.from_json(config.to_json()) == config
+    for wrong in ({"widths": (15,)}, {"predict": "x"}, {"patch": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            VolumeConfig(**wrong)

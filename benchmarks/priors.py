@@ -1,0 +1,117 @@
+"""Which prior? Every variant trained for the same time on the same patients, judged on validation patients.
+
+`python benchmarks/priors.py [--minutes 6] [--patients 100] [--out DIR] [--csv FILE] [--only NAME …]`
+The number of steps follows from the time of a few, so that each variant's learning rate falls to zero at its end.
+Resumable: a variant whose checkpoint is there is only judged. The judge is the PSNR of the guided image against the
+truth, in the heart and in the field of view, mean over validation patients."""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffspect_nb.benchmark import FIRST_VALIDATION, held_out_study, reduced, write_csv
+from diffspect_nb.core import cache_dir
+from diffspect_nb.geometry import field_of_view
+from diffspect_nb.metrics import psnr
+from diffspect_nb.sampler import default_guidance, reconstruct
+from diffspect_nb.study import Study
+from diffspect_nb.training import TrainConfig, pretrained, train
+from diffspect_nb.unet import UNetConfig, VolumeConfig
+
+BASE = TrainConfig(learning_rate=5e-4, cooldown=0.4, heart_weight=6.0)
+SLICES = replace(BASE, batch=16, network=UNetConfig())
+VARIANTS = {
+    "3-D, 2³ voxels to channels, 64–96–128": BASE,
+    "3-D, narrow: 32–64–96": replace(BASE, network=VolumeConfig(widths=(32, 64, 96))),
+    "3-D, full resolution: 16–32–64–96": replace(
+        BASE, batch=1, network=VolumeConfig(patch=1, widths=(16, 32, 64, 96), blocks=1)
+    ),
+    "3-D, linear schedule": replace(BASE, schedule="linear"),
+    "3-D, predicts ε": replace(BASE, network=VolumeConfig(predict="epsilon")),
+    "3-D, labels MLEM-50": replace(BASE, label="mlem50"),
+    "3-D, never sees the acquisition": replace(BASE, condition_dropout=1.0),
+    "2.5-D, 2² pixels to channels, 64–128–192": SLICES,
+    "2.5-D, wide: 96–192–256": replace(SLICES, network=UNetConfig(widths=(96, 192, 256))),
+    "2.5-D, full resolution: 32–64–128": replace(SLICES, batch=8, network=UNetConfig(patch=1, widths=(32, 64, 128))),
+    "2.5-D, labels MLEM-50": replace(SLICES, label="mlem50"),
+    "2.5-D, labels MLEM-50, linear schedule": replace(SLICES, label="mlem50", schedule="linear"),
+}
+SETTINGS = ("counts 0.01", "counts 0.05", "counts 1.0", "views 9")
+
+
+def validation_study(seed: int) -> Study:
+    "A validation patient, kept in the cache."
+    folder = cache_dir() / f"validation-{seed}"
+    if not (folder / "study.json").exists():
+        held_out_study(seed).save(folder)
+    return Study.load(folder)
+
+
+def seconds_per_step(config: TrainConfig, folder: Path) -> float:
+    "Median of a few steps, the first ones left out."
+    times = [s.scalars["seconds"] for s in train(replace(config, steps=14, n_studies=8), folder, save_every=1000)]
+    return float(np.median(times[4:]))
+
+
+def judge(checkpoint: Path, studies: list[Study]) -> dict[str, float]:
+    "Mean PSNR of the guided images at each setting, and the seconds of one."
+    prior, found = pretrained(str(checkpoint)), {}
+    for study in studies:
+        system = study.system()
+        masks = {"heart": study.heart, "field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
+        for setting in SETTINGS:
+            low = reduced(study, setting)
+            started = time.perf_counter()
+            image = reconstruct(
+                low, default_guidance(low.count_level), system=system.keep_views(low.views), prior=prior
+            ).image
+            found.setdefault("seconds", []).append(time.perf_counter() - started)
+            for mask, where in masks.items():
+                found.setdefault(f"{setting}, {mask}", []).append(psnr(image, study.truth, where))
+    return {k: float(np.median(v) if k == "seconds" else np.mean(v)) for k, v in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=6, help="of training for each variant")
+    parser.add_argument("--patients", type=int, default=100)
+    parser.add_argument("--validation", type=int, default=4, help="patients to judge on")
+    parser.add_argument("--out", type=Path, default=Path("out/priors"))
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--only", nargs="*", help="names, or parts of names, of variants")
+    args = parser.parse_args()
+    studies = [validation_study(FIRST_VALIDATION + i) for i in range(args.validation)]
+    rows = []
+    for number, (name, config) in enumerate(VARIANTS.items()):
+        if args.only and not any(part in name for part in args.only):
+            continue
+        config = replace(config, n_studies=args.patients)
+        for _ in config.cohort.make(config.label):
+            continue
+        folder = args.out / f"{number:02d}"
+        if not (folder / "checkpoint.safetensors").exists():
+            steps = max(20, int(60 * args.minutes / seconds_per_step(config, args.out / f"{number:02d}-timing")))
+            config = replace(config, steps=steps, warmup=min(200, steps // 5))
+            for _ in train(config, folder, save_every=10**9):
+                continue
+        prior = pretrained(str(folder / "checkpoint.safetensors"))
+        row = {
+            "variant": name,
+            "parameters_M": sum(p.numel() for p in prior.net.parameters()) / 1e6,
+            "steps": prior.provenance["steps"],
+            "batch": config.batch,
+            "minutes": args.minutes,
+            "patients": args.patients,
+        }
+        rows.append(row | judge(folder / "checkpoint.safetensors", studies))
+        print(rows[-1], flush=True)
+        if args.csv:
+            write_csv(args.csv, rows)
+
+
+if __name__ == "__main__":
+    main()
