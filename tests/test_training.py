@@ -173,7 +173,7 @@ def test_impossible_configurations_name_the_field(name):
     with pytest.raises(InputError, match=name):
         TrainConfig(**{name: WRONG[name]})
     with pytest.raises(InputError, match="n_slices"):
-        TrainConfig(grid=tiny_grid())
+        TrainConfig(grid=tiny_grid(), network=UNetConfig())
 
 
 def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
