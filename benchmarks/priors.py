@@ -17,7 +17,7 @@ from diffspect_nb.benchmark import FIRST_VALIDATION, held_out_study, reduced, wr
 from diffspect_nb.core import cache_dir
 from diffspect_nb.geometry import field_of_view
 from diffspect_nb.metrics import psnr
-from diffspect_nb.sampler import default_guidance, reconstruct
+from diffspect_nb.sampler import reconstruct
 from diffspect_nb.study import Study
 from diffspect_nb.training import TrainConfig, pretrained, train
 from diffspect_nb.unet import UNetConfig, VolumeConfig
@@ -66,9 +66,7 @@ def judge(checkpoint: Path, studies: list[Study]) -> dict[str, float]:
         for setting in SETTINGS:
             low = reduced(study, setting)
             started = time.perf_counter()
-            image = reconstruct(
-                low, default_guidance(low.count_level), system=system.keep_views(low.views), prior=prior
-            ).image
+            image = reconstruct(low, system=system.keep_views(low.views), prior=prior).image
             found.setdefault("seconds", []).append(time.perf_counter() - started)
             for mask, where in masks.items():
                 found.setdefault(f"{setting}, {mask}", []).append(psnr(image, study.truth, where))

@@ -18,34 +18,46 @@ from diffspect_nb.benchmark import FIRST_VALIDATION, reduced, write_csv
 from diffspect_nb.geometry import field_of_view
 from diffspect_nb.metrics import psnr
 from diffspect_nb.sampler import Guidance, default_guidance, paper_guidance, reconstruct
+from diffspect_nb.study import Study
 from diffspect_nb.training import pretrained
 
 COUNTS = tuple(f"counts {c}" for c in (0.01, 0.05, 0.2, 1.0))
 EVERYTHING = (*COUNTS, "views 3", "views 9")
 
+
+def ours(study: Study) -> Guidance:
+    "The default."
+    return default_guidance(study.count_level, len(study.views) / study.scanner.n_views)
+
+
+def papers(study: Study) -> Guidance:
+    "As published."
+    return paper_guidance(study.count_level)
+
+
 # sweep → (prior, what is changed, settings, changes to try)
 SWEEPS = {
     "anchor": (
         "diffspect",
-        default_guidance,
+        ours,
         EVERYTHING,
         [
             {"anchor": b, "anchor_updates": n}
             for b, n in ((0, 0), (0.3, 1), (0.1, 1), (0.03, 1), (0.01, 1), (0.03, 2), (0.01, 2), (0.003, 2), (0.003, 4))
         ],
     ),
-    "start": ("diffspect", default_guidance, EVERYTHING, [{"start": t} for t in (200, 400, 600, 800, 999)]),
-    "steps": ("diffspect", default_guidance, EVERYTHING, [{"steps": n} for n in (1, 5, 10, 25, 50)]),
+    "start": ("diffspect", ours, EVERYTHING, [{"start": t} for t in (200, 400, 600, 800, 999)]),
+    "steps": ("diffspect", ours, EVERYTHING, [{"steps": n} for n in (1, 5, 10, 25, 50)]),
     "solver": (
         "diffspect",
-        default_guidance,
+        ours,
         EVERYTHING,
         [{"solver": s, "samples": 1, "steps": n} for n in (5, 10, 25) for s in ("ddim", "dpm2", "renoise")],
     ),
-    "samples": ("diffspect", default_guidance, EVERYTHING, [{"samples": n} for n in (1, 2, 4, 8)]),
+    "samples": ("diffspect", ours, EVERYTHING, [{"samples": n} for n in (1, 2, 4, 8)]),
     "terms": (
         "diffspect",
-        default_guidance,
+        ours,
         EVERYTHING,
         [
             {},
@@ -58,16 +70,16 @@ SWEEPS = {
             {"anchor": 0.0, "anchor_updates": 0, "lambda_mlem": 0.3},
         ],
     ),
-    "paper": ("mlem50", paper_guidance, EVERYTHING, [{}, {"dps_jacobian": "identity"}]),
+    "paper": ("mlem50", papers, EVERYTHING, [{}, {"dps_jacobian": "identity"}]),
     "paper, λ_dps": (
         "mlem50",
-        paper_guidance,
+        papers,
         COUNTS,
         [{"dps_jacobian": "identity", "lambda_dps": v} for v in (0.0, 0.05, 0.1, 0.2, 0.4, 0.7)],
     ),
     "paper, λ_mlem": (
         "mlem50",
-        paper_guidance,
+        papers,
         COUNTS,
         [{"dps_jacobian": "identity", "lambda_mlem": v} for v in (0.0, 0.05, 0.1, 0.2, 0.4, 0.7)],
     ),
@@ -78,7 +90,7 @@ def outcome(items: list[tuple], prior, guidance, change: dict) -> dict:
     "Mean over the patients of one setting."
     found: dict[str, list[float]] = {"heart_db": [], "field_of_view_db": [], "seconds": []}
     for study, system, masks in items:
-        chosen = Guidance.from_json(guidance(study.count_level).to_json() | change)
+        chosen = Guidance.from_json(guidance(study).to_json() | change)
         started = time.perf_counter()
         image = reconstruct(study, chosen, system=system, prior=prior).image
         found["seconds"].append(time.perf_counter() - started)

@@ -129,7 +129,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         for option, name in (("steps", "steps"), ("lambda_dps", "lambda_dps"), ("lambda_mlem", "lambda_mlem"), ("tv", "tv_weight"), ("anchor", "anchor"), ("start", "start")):
             if getattr(args, option) is not None:
                 chosen[name] = getattr(args, option)
-        guidance = default_guidance(study.count_level, **chosen)
+        guidance = default_guidance(study.count_level, len(study.views) / study.scanner.n_views, **chosen)
         prior = pretrained(args.prior)
         prior.net.to(device)
         done = reconstruct(study, guidance, system=system, prior=prior)
@@ -188,7 +188,7 @@ def run_demo(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     system = study.system()
     print(f"system matrix ready in {time.perf_counter() - started:.1f} s")
-    done = reconstruct(study, default_guidance(study.count_level, seed=args.seed), system=system)
+    done = reconstruct(study, default_guidance(study.count_level, len(study.views) / study.scanner.n_views, seed=args.seed), system=system)
     print(f"guided reconstruction in {done.provenance['seconds']:.1f} s, reduced deviance {done.support.reduced:.3f}")
     steps = list(mlem_steps(system, study.projections, 150))
     images = {"full-dose MLEM-50": full.reference, "MLEM-50": steps[49].image / study.count_fraction, "guided": done.image}

@@ -97,11 +97,14 @@ class Guidance:
         return cls(**data)
 
 
-def default_guidance(count_level: float, **changes) -> Guidance:
-    "What won on validation studies: the fewer the counts, the earlier the start and the stronger the anchor. Changes are fields of `Guidance`."
+def default_guidance(count_level: float, view_share: float = 1.0, **changes) -> Guidance:
+    """What won on validation studies: the fewer the counts, the tighter the prior's hold; the fewer counts or views, the earlier the start.
+
+    `view_share` is views ÷ all views of the scanner; changes are fields of `Guidance`."""
     level = float(np.clip(count_level, 0.005, 1))
+    known = float(np.clip(count_level * view_share, 0.005, 1))
     steps, end = changes.get("steps", Guidance.steps), changes.get("end", Guidance.end)
-    chosen = {"start": max(round(330 - 110 * np.log(level)), end + steps - 1), "anchor": round(0.015 / level**0.5, 4)}
+    chosen = {"start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(0.005 * level**-0.74, 4)}
     if changes.get("solver", Guidance.solver) != "renoise":
         chosen |= {"samples": 1, "end": 0}
     return Guidance(**(chosen | changes))
@@ -320,13 +323,13 @@ def measurement_support(system: SystemMatrix, projections: Tensor, image: Tensor
 
 def reconstruction_steps(
     study: Study,
-    guidance: Guidance | None = None,  # default: `default_guidance(study.count_level)`
+    guidance: Guidance | None = None,  # default: `default_guidance(study.count_level, len(study.views) / study.scanner.n_views)`
     denoise: Denoise | None = None,  # default: the prior's
     system: SystemMatrix | None = None,  # of exactly this study, if you have it already
     prior: Prior | None = None,  # a trained prior; default: the shipped one
 ) -> Iterator[Step]:
     "OSEM or MLEM for x_in, then the guided walk, as one iterator of steps with images in full-dose photons; `reconstruct` runs it to its end."
-    for step, _ in _walk(study, guidance or default_guidance(study.count_level), denoise, system, prior):
+    for step, _ in _walk(study, guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views), denoise, system, prior):
         yield step
 
 
@@ -335,7 +338,7 @@ def reconstruct(
 ) -> Reconstruction:
     "Guided reconstruction of a study; arguments as for `reconstruction_steps`."
     started = time.perf_counter()
-    guidance = guidance or default_guidance(study.count_level)
+    guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views)
     for step, context in _walk(study, guidance, denoise, system, prior):
         continue
     system, x_in, scale, history = context

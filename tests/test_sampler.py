@@ -242,6 +242,7 @@ def test_reconstruct_returns_what_its_steps_end_with(study):
 def test_fewer_counts_start_earlier_and_hold_the_prior_tighter(study):
     levels = [default_guidance(c) for c in (0.001, 0.01, 0.05, 0.2, 1.0, 1.2)]
     assert all(a.start >= b.start and a.anchor >= b.anchor for a, b in zip(levels, levels[1:], strict=False))
+    assert default_guidance(0.2, 0.2).start > default_guidance(0.2).start  # few views: an earlier start
     assert default_guidance(1.0, steps=500).steps == 500 and default_guidance(0.5, solver="ddim", eta=1.0).samples == 1
     assert reconstruct(study, denoise=Counted()).guidance == default_guidance(study.count_level)
 
