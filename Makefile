@@ -6,11 +6,15 @@ REQUIREMENTS := settings.ini setup.py pyproject.toml
 CONFIG ?= benchmarks/train.json
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lint notebooks export readme hooks train speed clean
+.PHONY: demo dashboard test lint notebooks export readme hooks train speed clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
 	@$(BIN)/diffspect demo $(ARGS)
+
+# The dashboard as an app; JupyterLab users open nbs/tutorials/dashboard.ipynb instead.
+dashboard: .venv/.installed-dev
+	@$(BIN)/diffspect dashboard $(ARGS)
 
 test: lint
 	@$(BIN)/python -m pytest -q $(ARGS)

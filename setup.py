@@ -15,13 +15,16 @@ readme = here / "README.md"
 
 
 class BuildWithSamples(build_py):
-    "Put the sample studies of data_samples/ into the wheel as diffspect_nb/samples/."
+    "Put the sample studies and the dashboard's notebook into the wheel, as diffspect_nb/samples/ and diffspect_nb/notebooks/."
 
     def run(self):
         super().run()
         if not self.editable_mode and (here / "data_samples").is_dir():
             target = Path(self.build_lib) / cfg["lib_path"] / "samples"
             shutil.copytree(here / "data_samples", target, dirs_exist_ok=True)
+            notebooks = Path(self.build_lib) / cfg["lib_path"] / "notebooks"
+            notebooks.mkdir(exist_ok=True)
+            shutil.copy(here / "nbs/tutorials/dashboard.ipynb", notebooks)
 
 
 setup(
@@ -33,11 +36,11 @@ setup(
     license="Apache-2.0",
     url=cfg["git_url"],
     packages=find_packages(include=["diffspect_nb", "diffspect_nb.*"]),
-    package_data={"diffspect_nb": ["weights/*.safetensors", "weights/*.json"]},
+    package_data={"diffspect_nb": ["weights/*.safetensors", "weights/*.json", "static/*.js", "static/*.css", "static/jupyter/voila/templates/*/*"]},
     cmdclass={"build_py": BuildWithSamples},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"])},
+    extras_require={"dev": shlex.split(cfg["dev_requirements"]), "app": shlex.split(cfg["app_requirements"])},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

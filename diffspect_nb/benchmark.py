@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,21 +20,72 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
+import diffspect_nb
 from .baselines import best_filter, best_stop, best_tv
-from .core import ImageGrid, InputError, atomic_path
+from .core import ImageGrid, InputError, atomic_folder, atomic_path, show_slices, write_json
 from .geometry import field_of_view, named_scanner
 from .metrics import score
 from .mlem import mlem, osem
 from .phantom import Canvas, Tissue, defect_weight, heart_frame, lv_solids, torso
 from .sampler import Guidance, reconstruct
-from .study import Mismatch, Study, keep_views, simulate_mismatched, thin
+from .study import Mismatch, Study, keep_views, save_image, simulate_mismatched, thin
 from .system import SystemMatrix
 from .training import Prior
 
 # %% auto #0
-__all__ = ['COUNTS', 'VIEWS', 'FIRST_VALIDATION', 'FIRST_TEST', 'Method', 'CLASSICAL', 'held_out_study', 'reduced',
-           'defect_regions', 'contrast_errors', 'guided', 'patient_rows', 'run_benchmark', 'read_rows', 'table_of',
-           'interval', 'paired', 'summary', 'differences', 'what_got_worse', 'write_csv', 'plot_curves', 'plot_strip']
+__all__ = ['COUNTS', 'VIEWS', 'FIRST_VALIDATION', 'FIRST_TEST', 'Method', 'CLASSICAL', 'masks_of', 'references_of', 'scores_of',
+           'versions', 'views_figure', 'write_result', 'held_out_study', 'reduced', 'defect_regions', 'contrast_errors',
+           'guided', 'patient_rows', 'run_benchmark', 'read_rows', 'table_of', 'interval', 'paired', 'summary',
+           'differences', 'what_got_worse', 'write_csv', 'plot_curves', 'plot_strip']
+
+# %% ../nbs/12_benchmark.ipynb #41d8ecb9
+def masks_of(study: Study) -> dict[str, Tensor]:
+    "Regions in which images of this study are scored: the field of view of the whole scanner and, where known, the heart within it."
+    masks = {"field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
+    if study.heart is not None:
+        masks["heart"] = study.heart & masks["field of view"]
+    return masks
+
+
+def references_of(study: Study) -> dict[str, Tensor]:
+    "What images of this study can be compared with."
+    known = {"truth": study.truth, "full-dose MLEM-50": study.reference}
+    return {name: image for name, image in known.items() if image is not None}
+
+
+def scores_of(study: Study, images: dict[str, Tensor]) -> list[dict]:
+    "Metrics of each image against every reference in every region; empty where the study has no reference."
+    return [row for name, image in images.items() for row in score(image, references_of(study), masks_of(study), name)]
+
+
+def versions() -> dict:
+    "Versions of what computed a result."
+    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
+
+
+def views_figure(study: Study, images: dict[str, Tensor], support) -> plt.Figure:
+    "Orthogonal planes through the heart of all images on one scale, and the measurement support of the last one."
+    focus = study.heart if study.heart is not None else next(iter(images.values())) > 0
+    center = tuple(int(c) for c in torch.nonzero(focus).float().mean(0).round())
+    inside = torch.from_numpy(field_of_view(study.scanner, study.grid))
+    shown = {name: image * inside for name, image in images.items()}
+    top = float(np.percentile(np.asarray(next(iter(shown.values()))[focus]), 99.5))
+    fig = show_slices(shown, center, top, study.grid.voxel_mm, "photons per voxel, full dose")
+    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)", size=9)
+    return fig
+
+
+def write_result(folder: Path, study: Study, images: dict[str, Tensor], result: dict, support) -> None:
+    "Write image.nii.gz (the last image), the others by name, support.nii.gz, views.png and result.json, all or nothing."
+    with atomic_folder(folder) as tmp:
+        for name, image in list(images.items())[:-1]:
+            save_image(tmp / f"{name.split(',')[0].lower().replace(' ', '_')}.nii.gz", image, study.grid)
+        save_image(tmp / "image.nii.gz", list(images.values())[-1], study.grid)
+        save_image(tmp / "support.nii.gz", support.image, study.grid)
+        figure = views_figure(study, images, support)
+        figure.savefig(tmp / "views.png", dpi=110)
+        plt.close(figure)
+        write_json(tmp / "result.json", result)
 
 # %% ../nbs/12_benchmark.ipynb #c6d115ac
 COUNTS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)  # doses, all views

@@ -8,20 +8,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
+import os
+import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from torch import Tensor
 
 import diffspect_nb
 from diffspect_nb.benchmark import (
@@ -31,83 +32,37 @@ from diffspect_nb.benchmark import (
     differences,
     guided,
     held_out_study,
+    masks_of,
     patient_rows,
     plot_curves,
     plot_strip,
     read_rows,
+    references_of,
     run_benchmark,
+    scores_of,
     summary,
+    versions,
     what_got_worse,
     write_csv,
+    write_result,
 )
-from .core import InputError, Step, atomic_folder, cache_dir, read_json, show_slices, write_json
+from .core import InputError, Step, atomic_folder, cache_dir, read_json, write_json
 from .dicom import ct_to_mu, read_activity, study_from_image
-from .geometry import field_of_view, named_scanner
+from .geometry import named_scanner
 from .metrics import best_gaussian, score, score_table
 from .mlem import mlem_steps
 from .phantom import dilate, torso
 from .sampler import default_guidance, measurement_support, paper_guidance, reconstruct
-from .study import Mismatch, Study, image_as_phantom, keep_views, load_image, save_image, simulate, simulate_mismatched, thin
+from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched
 from .training import TrainConfig, pretrained, train
 from .unet import fast_dtype
 
 # %% auto #0
-__all__ = ['ABLATION', 'masks_of', 'references_of', 'scores_of', 'reduced_study', 'views_figure', 'write_result', 'writable',
-           'run_reconstruct', 'versions', 'sample_folder', 'oracle_rivals', 'run_demo', 'run_simulate', 'run_evaluate',
-           'run_train', 'commit', 'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'parser', 'main']
+__all__ = ['ABLATION', 'writable', 'run_reconstruct', 'oracle_rivals', 'run_demo', 'run_simulate', 'run_evaluate', 'run_train',
+           'commit', 'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook',
+           'run_dashboard', 'parser', 'main']
 
 # %% ../nbs/16_cli.ipynb #0c373569
-def masks_of(study: Study) -> dict[str, Tensor]:
-    "Regions in which images of this study are scored: the field of view of the whole scanner and, where known, the heart within it."
-    masks = {"field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
-    if study.heart is not None:
-        masks["heart"] = study.heart & masks["field of view"]
-    return masks
-
-
-def references_of(study: Study) -> dict[str, Tensor]:
-    "What images of this study can be compared with."
-    known = {"truth": study.truth, "full-dose MLEM-50": study.reference}
-    return {name: image for name, image in known.items() if image is not None}
-
-
-def scores_of(study: Study, images: dict[str, Tensor]) -> list[dict]:
-    "Metrics of each image against every reference in every region; empty where the study has no reference."
-    return [row for name, image in images.items() for row in score(image, references_of(study), masks_of(study), name)]
-
-
-def reduced_study(study: Study, counts: float | None, views: int | None, seed: int) -> Study:
-    "The study thinned to a share of its counts and cut to its central views."
-    if counts is not None and counts != 1:
-        study = thin(study, counts, np.random.default_rng(seed))
-    return study if views is None else keep_views(study, views)
-
-
-def views_figure(study: Study, images: dict[str, Tensor], support) -> plt.Figure:
-    "Orthogonal planes through the heart of all images on one scale, and the measurement support of the last one."
-    focus = study.heart if study.heart is not None else next(iter(images.values())) > 0
-    center = tuple(int(c) for c in torch.nonzero(focus).float().mean(0).round())
-    inside = torch.from_numpy(field_of_view(study.scanner, study.grid))
-    shown = {name: image * inside for name, image in images.items()}
-    top = float(np.percentile(np.asarray(next(iter(shown.values()))[focus]), 99.5))
-    fig = show_slices(shown, center, top, study.grid.voxel_mm, "photons per voxel, full dose")
-    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)", size=9)
-    return fig
-
-
-def write_result(folder: Path, study: Study, images: dict[str, Tensor], result: dict, support) -> None:
-    "Write image.nii.gz (the last image), the others by name, support.nii.gz, views.png and result.json, all or nothing."
-    with atomic_folder(folder) as tmp:
-        for name, image in list(images.items())[:-1]:
-            save_image(tmp / f"{name.split(',')[0].lower().replace(' ', '_')}.nii.gz", image, study.grid)
-        save_image(tmp / "image.nii.gz", list(images.values())[-1], study.grid)
-        save_image(tmp / "support.nii.gz", support.image, study.grid)
-        figure = views_figure(study, images, support)
-        figure.savefig(tmp / "views.png", dpi=110)
-        plt.close(figure)
-        write_json(tmp / "result.json", result)
-
-
 def writable(folder: str | Path) -> Path:
     "The folder, made if need be; raises `InputError` before any work is done if nothing can be written there."
     with atomic_folder(folder):
@@ -151,21 +106,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         print(score_table(rows))
     print(f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, views.png and result.json to {out}")
 
-
-def versions() -> dict:
-    "Versions of what computed a result."
-    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
-
 # %% ../nbs/16_cli.ipynb #e730d0e3
-def sample_folder(name: str = "patient") -> Path:
-    "Folder of a shipped sample study, in an installed package or in a checkout."
-    package = Path(diffspect_nb.__file__).parent
-    for folder in (package / "samples" / name, package.parent / "data_samples" / name):
-        if (folder / "study.json").is_file():
-            return folder
-    raise InputError(f"the sample study {name!r} is not installed with this package")
-
-
 def oracle_rivals(study: Study, steps: list[Step]) -> list[dict]:
     "Rows of the best-stopped and the best-filtered MLEM against the truth, chosen separately in each region by PSNR."
     rows = []
@@ -183,7 +124,7 @@ def run_demo(args: argparse.Namespace) -> None:
     "`diffspect demo [--out DIR]`"
     out = writable(args.out)
     full = Study.load(sample_folder())
-    study = thin(full, 0.05, np.random.default_rng(args.seed))
+    study = reduced_study(full, 0.05, None, args.seed)
     print(f"sample study: {full.counts:,.0f} counts in {len(full.views)} views; kept {study.counts:,.0f} (5 %)")
     started = time.perf_counter()
     system = study.system()
@@ -355,6 +296,59 @@ def run_info(args: argparse.Namespace) -> None:
     for path in sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*.safetensors")):
         print(f"{'checkpoint':14s} {path.stem}: {path.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
 
+# %% ../nbs/16_cli.ipynb #9ce076b6
+def dashboard_notebook() -> Path:
+    "The dashboard's notebook, in an installed package or in a checkout."
+    package = Path(diffspect_nb.__file__).parent
+    for path in (package / "notebooks" / "dashboard.ipynb", package.parent / "nbs" / "tutorials" / "dashboard.ipynb"):
+        if path.is_file():
+            return path
+    raise InputError("the dashboard's notebook is not installed with this package")
+
+
+def run_dashboard(args: argparse.Namespace) -> None:
+    "`diffspect dashboard [STUDY]`"
+    if find_spec("voila") is None:
+        raise InputError("the dashboard needs Voilà: pip install 'diffspect_nb[app]'")
+    if not 0 <= args.port <= 65535:
+        raise InputError(f"--port must be in 0 … 65535, got {args.port}")
+    templates = Path(diffspect_nb.__file__).parent / "static" / "jupyter"
+    settings = {"DIFFSPECT_APP": "1", "JUPYTER_PATH": os.pathsep.join(filter(None, [str(templates), os.environ.get("JUPYTER_PATH")]))}
+    if args.study:
+        Study.load(args.study)  # a damaged study ends here, with its reason
+        settings["DIFFSPECT_STUDY"] = str(Path(args.study).resolve())
+    port = args.port or _free_port()
+    command = [sys.executable, "-m", "voila", str(dashboard_notebook()), "--Voila.ip=127.0.0.1", f"--port={port}", "--no-browser", "--template=diffspect", "--Voila.log_level=WARN"]
+    server = subprocess.Popen(command, env={**os.environ, **settings})
+    try:
+        print(f"dashboard: http://127.0.0.1:{port}/ (end it with Ctrl-C)", flush=True)
+        if args.browser and _answers(port, server):
+            webbrowser.open(f"http://127.0.0.1:{port}/")
+        if server.wait() != 0:
+            raise InputError(f"the dashboard's server ended with code {server.returncode}: is port {port} in use?")
+    except KeyboardInterrupt:
+        print("\nended")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _answers(port: int, server: subprocess.Popen, timeout_s: float = 30) -> bool:
+    "Whether the server takes connections before it ends or time is up."
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and server.poll() is None:
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.2)
+    return False
+
 # %% ../nbs/16_cli.ipynb #5c996e72
 def parser() -> argparse.ArgumentParser:
     "All commands and their options."
@@ -416,6 +410,11 @@ def parser() -> argparse.ArgumentParser:
     be.add_argument("--quick", action="store_true", help="one patient, three settings, 100 MLEM iterations")
     be.add_argument("--strips", action="store_true", help="also draw a picture strip per setting for the first study")
     be.add_argument("--ablation", action="store_true", help="instead: the paper's guidance with its terms added one by one")
+
+    da = command("dashboard", run_dashboard, "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only).")
+    da.add_argument("study", nargs="?", help="study folder; default: the shipped sample")
+    da.add_argument("--port", type=int, default=8866, help="0: any free one")
+    da.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
 
     command("scanner", run_scanner, "Print a scanner as JSON.").add_argument("name", help="dnm570c, myospect_es or tiny")
     command("info", run_info, "Versions, device, threads, cache and checkpoint hashes.")

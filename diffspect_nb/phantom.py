@@ -367,12 +367,12 @@ def defect_weight(frame: HeartFrame, defect: dict, x, y, z) -> np.ndarray:
     return s * s * (3 - 2 * s)
 
 # %% ../nbs/02_phantom.ipynb #5581779d
-def _draw_body(rng: np.random.Generator, sex: str, heart: dict) -> dict:
+def _draw_body(rng: np.random.Generator, sex: str, heart: dict, size: float = 1.0) -> dict:
     "Torso, domes and bones, placed round the heart so that the chest stays clear of the detectors."
     frame = heart_frame(heart)
     hx, _, hz = heart["centroid_mm"]
-    half_width = float(rng.uniform(165, 208) if sex == "m" else rng.uniform(160, 195))
-    half_depth = float(rng.uniform(105, 145) if sex == "m" else rng.uniform(100, 138))
+    half_width = size * float(rng.uniform(165, 208) if sex == "m" else rng.uniform(160, 195))
+    half_depth = size * float(rng.uniform(105, 145) if sex == "m" else rng.uniform(100, 138))
     apex_y = float((frame.origin_mm + frame.apex_mm * frame.axis)[1])
     front_y = max(apex_y - float(rng.uniform(28, 48)), -115.0)
     body = {
@@ -381,7 +381,7 @@ def _draw_body(rng: np.random.Generator, sex: str, heart: dict) -> dict:
         "center_mm": [hx - float(rng.uniform(32, 58)), front_y + half_depth],
         "exponent": float(rng.uniform(2.2, 2.7)),
         "taper": float(rng.uniform(-0.06, 0.04)),
-        "fat_mm": float(rng.uniform(5, 16) if sex == "m" else rng.uniform(8, 20)),
+        "fat_mm": size**2 * float(rng.uniform(5, 16) if sex == "m" else rng.uniform(8, 20)),
         "wall_mm": float(rng.uniform(14, 20)),
         "dome_right_mm": hz - float(rng.uniform(0, 32)),
         "rib_pitch_mm": float(rng.uniform(26, 33)),
@@ -456,20 +456,23 @@ def torso(
     grid: ImageGrid | None = None,  # default 50 × 70 × 70 voxels of 4 mm
     defects: int | list[dict] | None = None,  # None: half of the phantoms have 1–2; n: that many; or the defects themselves
     sex: str | None = None,  # "f" or "m"; None: drawn
+    size: float = 1.0,  # girth of the chest and thickness of its fat, times what was drawn
 ) -> Phantom:
     """A random torso, the same for the same generator state whatever the grid.
 
-    Raises `InputError` for a number of defects outside 0…3 or an unknown sex."""
+    Raises `InputError` for a number of defects outside 0…3, an unknown sex or a size beyond 0.8 … 1.3."""
     grid = ImageGrid() if grid is None else grid
     if isinstance(defects, int) and not 0 <= defects <= 3:
         raise InputError(f"defects must be 0 to 3, one coronary territory each, got {defects}")
     if sex not in (None, "f", "m"):
         raise InputError(f"sex must be 'f', 'm' or None, got {sex!r}")
+    if not 0.8 <= size <= 1.3:
+        raise InputError(f"size must be in [0.8, 1.3], got {size}")
     anatomy, uptakes, lesions, noise = (np.random.default_rng(int(s)) for s in rng.integers(2**62, size=4))
     drawn_sex = "m" if anatomy.random() < 0.55 else "f"
     sex = sex or drawn_sex
     heart = _draw_heart(anatomy, sex)
-    body = _draw_body(anatomy, sex, heart)
+    body = _draw_body(anatomy, sex, heart, size)
     up = _draw_uptake(uptakes)
     n_random = int(lesions.integers(1, 3)) if lesions.random() < 0.5 else 0
     if defects is None or isinstance(defects, int):

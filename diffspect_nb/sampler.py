@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from diffspect_nb.training import Prior
 
 # %% auto #0
-__all__ = ['FLOOR', 'Denoise', 'Guidance', 'default_guidance', 'fitted_lambda_dps', 'fitted_lambda_mlem', 'paper_guidance',
+__all__ = ['FLOOR', 'T', 'Denoise', 'Guidance', 'default_guidance', 'fitted_lambda_dps', 'fitted_lambda_mlem', 'paper_guidance',
            'tv_along_z', 'insert_mlem', 'anchor_to_counts', 'pull_towards', 'starting_noise', 'sample',
-           'MeasurementSupport', 'Reconstruction', 'measurement_support', 'reconstruction_steps', 'reconstruct']
+           'MeasurementSupport', 'Reconstruction', 'measurement_support', 'Beginning', 'beginning_steps',
+           'reconstruction_steps', 'outcome', 'reconstruct']
 
 # %% ../nbs/10_sampler.ipynb #f4f13ef2
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def pull_towards(x_next: Tensor, x_in: Tensor, x0: Tensor, x_t: Tensor, t: int, 
     return x_next - guidance.lambda_dps * size * gradient
 
 # %% ../nbs/10_sampler.ipynb #cfd1c790
+T = TypeVar("T")
 Denoise = Callable[[Tensor, int], Tensor]  # (x_t (z, y, x) in the network's scale, t) → x̂0
 
 
@@ -321,58 +323,72 @@ def measurement_support(system: SystemMatrix, projections: Tensor, image: Tensor
     return MeasurementSupport(deviance, torch.where(system.sensitivity > 0, spread, 0), (float(deviance.sum()) + impossible) / max(float(by_chance.sum()), 1e-30))
 
 
+@dataclass(frozen=True)
+class Beginning:
+    "The classical images that a guided walk sets out from. They depend on the study and on the guidance's `iterations` and `subsets` alone, so one serves many walks."
+
+    system: SystemMatrix
+    early: Step  # after EARLY_UPDATES image updates, photons of this acquisition
+    late: Step  # x_in, likewise
+
+
+def beginning_steps(study: Study, guidance: Guidance, system: SystemMatrix | None = None) -> Generator[Step, None, Beginning]:
+    "OSEM or MLEM up to x_in, images in full-dose photons; the generator's return value is the `Beginning`."
+    system = system or study.system()
+    subsets = min(guidance.subsets, len(study.views))
+    passes = guidance.iterations // subsets
+    for step in mlem_steps(system, study.projections.to(system.device), passes, n_subsets=subsets):
+        if step.index == EARLY_UPDATES // subsets:
+            early = step
+        yield Step(step.index, passes + guidance.steps, step.image / study.count_fraction, step.scalars)
+    return Beginning(system, early, step)
+
+
 def reconstruction_steps(
     study: Study,
     guidance: Guidance | None = None,  # default: `default_guidance(study.count_level, len(study.views) / study.scanner.n_views)`
     denoise: Denoise | None = None,  # default: the prior's
     system: SystemMatrix | None = None,  # of exactly this study, if you have it already
     prior: Prior | None = None,  # a trained prior; default: the shipped one
-) -> Iterator[Step]:
-    "OSEM or MLEM for x_in, then the guided walk, as one iterator of steps with images in full-dose photons; `reconstruct` runs it to its end."
-    for step, _ in _walk(study, guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views), denoise, system, prior):
-        yield step
-
-
-def reconstruct(
-    study: Study, guidance: Guidance | None = None, denoise: Denoise | None = None, system: SystemMatrix | None = None, prior: Prior | None = None
-) -> Reconstruction:
-    "Guided reconstruction of a study; arguments as for `reconstruction_steps`."
+    beginning: Beginning | None = None,  # of exactly this study, from an earlier walk with the same iterations and subsets
+) -> Generator[Step, None, Reconstruction]:
+    "OSEM or MLEM for x_in, then the guided walk, as one iterator of steps with images in full-dose photons; the generator's return value is the `Reconstruction`."
     started = time.perf_counter()
     guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views)
-    for step, context in _walk(study, guidance, denoise, system, prior):
-        continue
-    system, x_in, scale, history = context
-    support = measurement_support(system, study.projections.to(system.device), step.image * study.count_fraction)
-    versions = {"diffspect_nb": diffspect_nb.__version__, "torch": torch.__version__}
-    provenance = {"versions": versions, "seconds": time.perf_counter() - started, "prior": history}
-    return Reconstruction(step.image, x_in, scale, guidance, support, provenance)
-
-
-def _walk(study: Study, guidance: Guidance, denoise: Denoise | None, system: SystemMatrix | None, prior: Prior | None):
-    "The steps of a reconstruction, each with (system, x_in, scale, history of the prior) as far as they are known."
     if denoise is None and prior is None:
         from diffspect_nb.training import pretrained  # only here: the walk itself takes any denoiser
 
         prior = pretrained()
-    system = system or study.system()
+    passes = 0 if beginning else guidance.iterations // min(guidance.subsets, len(study.views))
+    beginning = beginning or (yield from beginning_steps(study, guidance, system))
+    system, early, x_in = beginning.system, beginning.early.image, beginning.late.image
     y, dose = study.projections.to(system.device), study.count_fraction
-    subsets = min(guidance.subsets, len(study.views))
-    passes = guidance.iterations // subsets
-    total = passes + guidance.steps
-    for step in mlem_steps(system, y, passes, n_subsets=subsets):
-        if step.index == EARLY_UPDATES // subsets:
-            early = step
-        yield Step(step.index, total, step.image / dose, step.scalars), None
-    x_in = step.image
-    scale = intensity_scale(early.image / dose, study.grid, len(study.views))
+    scale = intensity_scale(early / dose, study.grid, len(study.views))
     history = {"denoiser": "given by the caller"}
     if denoise is None:
         scale *= prior.unit
-        denoise, history = prior.denoiser(study.mu, early.image * (scale / dose), x_in * (scale / dose)), prior.provenance
+        denoise, history = prior.denoiser(study.mu, early * (scale / dose), x_in * (scale / dose)), prior.provenance
     start = x_in
     if guidance.smooth_voxels > 0:
         start = torch.from_numpy(gaussian_filter(x_in.cpu().numpy(), guidance.smooth_voxels)).to(x_in)
-    context = (system, x_in / dose, scale, history)
-    likelihoods = early.scalars["log_likelihood"], step.scalars["log_likelihood"]
+    likelihoods = beginning.early.scalars["log_likelihood"], beginning.late.scalars["log_likelihood"]
     for step in sample(denoise, system, y, start, scale / dose, guidance, likelihoods=likelihoods):
-        yield Step(passes + step.index, total, step.image / dose, step.scalars), context
+        yield Step(passes + step.index, passes + step.total, step.image / dose, step.scalars)
+    support = measurement_support(system, y, step.image)
+    versions = {"diffspect_nb": diffspect_nb.__version__, "torch": torch.__version__}
+    provenance = {"versions": versions, "seconds": time.perf_counter() - started, "prior": history}
+    return Reconstruction(step.image / dose, x_in / dose, scale, guidance, support, provenance)
+
+
+def outcome(steps: Generator[Step, None, T]) -> T:
+    "Run steps to their end and give what they return, such as the `Reconstruction` of `reconstruction_steps`."
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def reconstruct(study: Study, guidance: Guidance | None = None, denoise: Denoise | None = None, **options) -> Reconstruction:
+    "Guided reconstruction of a study; options as for `reconstruction_steps`."
+    return outcome(reconstruction_steps(study, guidance, denoise, **options))

@@ -15,6 +15,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from torch import Tensor
 
+import diffspect_nb
 from .core import ImageGrid, InputError, atomic_folder, read_json, write_json
 from .geometry import Scanner, named_scanner
 from .phantom import Phantom, heart_mask
@@ -22,7 +23,7 @@ from .system import SystemMatrix, attenuation_factors, check_mu
 
 # %% auto #0
 __all__ = ['FORMAT', 'OPTIONAL', 'Study', 'simulate', 'simulate_activity', 'Mismatch', 'simulate_mismatched', 'image_as_phantom',
-           'thin', 'keep_views', 'central_row', 'save_image', 'load_image']
+           'thin', 'keep_views', 'central_row', 'save_image', 'load_image', 'sample_folder', 'reduced_study']
 
 # %% ../nbs/04_study.ipynb #913b604b
 @dataclass(frozen=True, eq=False)
@@ -337,3 +338,19 @@ def _load(folder: Path) -> Study:
     except (InputError, TypeError) as e:
         name = "projections.nii.gz" if str(e).startswith("projections") else "study.json"
         raise InputError(f"{folder / name}: {e}") from None
+
+# %% ../nbs/04_study.ipynb #f265d673
+def sample_folder(name: str = "patient") -> Path:
+    "Folder of a shipped sample study, in an installed package or in a checkout."
+    package = Path(diffspect_nb.__file__).parent
+    for folder in (package / "samples" / name, package.parent / "data_samples" / name):
+        if (folder / "study.json").is_file():
+            return folder
+    raise InputError(f"the sample study {name!r} is not installed with this package")
+
+
+def reduced_study(study: Study, counts: float | None, views: int | None, seed: int) -> Study:
+    "The study thinned to a share of its counts and cut to its central views."
+    if counts is not None and counts != 1:
+        study = thin(study, counts, np.random.default_rng(seed))
+    return study if views is None else keep_views(study, views)

@@ -35,14 +35,15 @@ from .system import SystemMatrix, attenuation_factors, cache_path
 from .unet import Denoiser, SliceUNet, UNetConfig, VolumeConfig, VolumeDenoiser, VolumeUNet, fast_dtype, relative_to_water
 
 # %% auto #0
-__all__ = ['CEILING', 'TRUE_SYSTEMS', 'simulated_study', 'training_study', 'acquisitions', 'make_patient', 'make_mlem50',
-           'generator_fingerprint', 'Patients', 'Cohort', 'network_config', 'make_network', 'TrainConfig', 'TrainStep',
-           'learning_rate', 'Batch', 'batch_of', 'save_checkpoint', 'load_checkpoint', 'pretrained_path', 'Prior',
-           'pretrained', 'train']
+__all__ = ['CEILING', 'TRUE_SYSTEMS', 'FILE_VERSION', 'KEPT', 'simulated_study', 'training_study', 'acquisitions', 'make_patient',
+           'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config', 'make_network',
+           'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint', 'load_checkpoint',
+           'pretrained_path', 'Prior', 'pretrained', 'train']
 
 # %% ../nbs/09_training.ipynb #6ca7d175
 CEILING = 8.0  # largest value in the network's scale: MLEM in voxels that hardly any module sees can be a thousand times the heart
 TRUE_SYSTEMS = 4  # different "real" scanners that acquire the training patients
+FILE_VERSION = 2  # of a patient's file
 
 
 def simulated_study(
@@ -86,9 +87,9 @@ def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
 
 
 def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix) -> None:
-    "Simulate one training patient and write what training needs: activity (normal myocardium = 1), CT, heart region, and per acquisition its early and late image in the network's scale."
+    "Simulate one training patient and write what training needs: activity (normal myocardium = 1), what its defects took away, CT, heart region, and per acquisition its early and late image in the network's scale."
     study = training_study(seed, scanner, grid)
-    phantom = torso(np.random.default_rng(seed), grid)
+    phantom, healthy = torso(np.random.default_rng(seed), grid), torso(np.random.default_rng(seed), grid, defects=[])
     photons = float(study.truth.sum() / phantom.activity.sum())  # per unit of activity
     system = base.attenuate(attenuation_factors(study.mu, scanner, grid))
     early, late, ratio, table = [], [], [], []
@@ -102,7 +103,7 @@ def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base:
             table.append((len(s.views), s.count_fraction))
     heart = study.heart if study.heart is not None else torch.zeros(grid.shape, dtype=torch.bool)
     tensors = {
-        "truth": phantom.activity.half(), "mu": study.mu.half(), "heart": heart, "early": torch.stack(early), "late": torch.stack(late),
+        "truth": phantom.activity.half(), "deficit": (healthy.activity - phantom.activity).clamp(0, 1).half(), "mu": study.mu.half(), "heart": heart, "early": torch.stack(early), "late": torch.stack(late),
         "ratio": torch.tensor(ratio), "acquisition": torch.tensor(table),
     }
     with atomic_path(path) as tmp:
@@ -126,6 +127,9 @@ def generator_fingerprint() -> str:
     return hashlib.sha256(b"".join([*rounded, acquired])).hexdigest()
 
 
+KEPT = ("mu", "heart", "deficit", "early", "late", "ratio")  # of a patient's file, beside the label
+
+
 @dataclass(frozen=True)
 class Patients:
     "A cohort in memory, as the network sees it."
@@ -133,6 +137,7 @@ class Patients:
     label: Tensor  # (n, z, y, x), float16, activity (normal myocardium = 1)
     ct: Tensor  # (n, z, y, x), float16, μ in units of water's
     heart: Tensor  # (n, z, y, x), bool
+    deficit: Tensor  # (n, z, y, x), float16, activity that the defects took away
     early: Tensor  # (n, acquisition, z, y, x), float16, network's scale
     late: Tensor  # likewise
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
@@ -150,7 +155,7 @@ class Cohort:
     @property
     def folder(self) -> Path:
         "Where the patients are kept: the name is a hash of all that shapes them."
-        key = hashlib.sha256(f"{generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{FILE_VERSION} {generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name}".encode()).hexdigest()[:16]
         return cache_dir() / f"cohort-{key}"
 
     def path(self, seed: int, label: str = "truth") -> Path:
@@ -173,11 +178,11 @@ class Cohort:
 
     def load(self, label: str = "truth") -> Patients:
         "All patients as the network sees them. Raises `InputError` if one is missing or damaged."
-        found: dict[str, list[Tensor]] = {name: [] for name in ("label", "mu", "heart", "early", "late", "ratio")}
+        found: dict[str, list[Tensor]] = {name: [] for name in ("label", *KEPT)}
         for seed in range(self.first_seed, self.first_seed + self.n):
             try:
                 with safe_open(self.path(seed), framework="pt") as file:
-                    for name in ("mu", "heart", "early", "late", "ratio"):
+                    for name in KEPT:
                         found[name].append(file.get_tensor(name))
                     if label == "truth":
                         found["label"].append(file.get_tensor("truth"))
@@ -232,6 +237,7 @@ class TrainConfig:
     ct_dropout: float = 0.1  # share of examples without CT
     condition_dropout: float = 0.15  # share of examples without the acquisition's images (volume network)
     heart_weight: float = 4.0  # importance of voxels in the heart region (volume network)
+    defect_weight: float = 0.0  # extra importance where a defect took activity away: × (1 + defect_weight · share taken) (volume network)
     outside_weight: float = 0.2  # importance of voxels that too few modules see (volume network)
     scale_jitter: float = 0.1  # standard deviation of log scale
     vlb_weight: float = 1e-3
@@ -250,7 +256,7 @@ class TrainConfig:
         for name in ("n_studies", "steps", "batch"):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
-        for name, low, high in (("learning_rate", 0, 1), ("ema", 0, 1), ("ct_dropout", 0, 1), ("condition_dropout", 0, 1), ("cooldown", 0, 1), ("scale_jitter", 0, 2), ("heart_weight", 0, 1000), ("outside_weight", 0, 1000)):
+        for name, low, high in (("learning_rate", 0, 1), ("ema", 0, 1), ("ct_dropout", 0, 1), ("condition_dropout", 0, 1), ("cooldown", 0, 1), ("scale_jitter", 0, 2), ("heart_weight", 0, 1000), ("defect_weight", 0, 1000), ("outside_weight", 0, 1000)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
         if isinstance(self.network, UNetConfig) and self.network.n_slices != self.grid.shape[0]:
@@ -330,6 +336,7 @@ def batch_of(patients: Patients, config: TrainConfig, step: int, n_levels: int, 
     x0 = (patients.label[who].float() * patients.ratio[who, which][:, None, None, None])[:, None] * jitter
     seen = torch.stack([patients.early[who, which], patients.late[who, which]], dim=1).float() * jitter * looked
     weight = torch.where(patients.heart[who][:, None], config.heart_weight, torch.where(support, 1.0, config.outside_weight))
+    weight = weight * (1 + config.defect_weight * patients.deficit[who][:, None].float())
     return Batch(x0.clamp_max(CEILING), t, torch.randn(x0.shape, generator=random), (torch.cat([ct, seen], dim=1),), weight / weight.mean())
 
 # %% ../nbs/09_training.ipynb #33a5c10f

@@ -57,6 +57,16 @@ def run(path: Path, skip_flags: set[str], timeout_s: int) -> nbformat.NotebookNo
         cell.metadata["tags"].remove(SKIP_TAG)
         if not cell.metadata["tags"]:
             del cell.metadata["tags"]
+    return without_widgets(nb)
+
+
+def without_widgets(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "A widget without its kernel is an error message: where an output has a picture too, the picture alone is kept."
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data.pop("application/vnd.jupyter.widget-view+json", None)
     return nb
 
 

@@ -1,0 +1,121 @@
+"A real browser and the servers that it looks at: Debian's chromium, installed when it is missing and may be, JupyterLab and Voilà on loopback."
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def chromium() -> str:
+    "Path of a chromium; installs Debian's if there is none and this user may. Skips the test where none can be had."
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if not any(map(shutil.which, names)) and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "chromium", "fonts-dejavu"]):
+            subprocess.run(command, check=False, capture_output=True, timeout=600)
+    found = next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        pytest.skip("no chromium: install it (Debian: apt-get install chromium) for the browser tests")
+    return found
+
+
+@contextlib.contextmanager
+def headless() -> Iterator[Browser]:
+    "A headless browser."
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def serving(command: list[str], ready: str, cwd: Path, timeout_s: float = 90, **env: str) -> Iterator[str]:
+    "Run a server until the block ends; gives what the group of `ready` caught in its output, usually its address."
+    server = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines: queue.Queue[str] = queue.Queue()
+    seen: list[str] = []
+
+    def read() -> None:
+        for line in server.stdout:
+            lines.put(line)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with contextlib.suppress(queue.Empty):
+                seen.append(lines.get(timeout=0.2))
+                if found := re.search(ready, seen[-1]):
+                    break
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[0]} did not start:\n" + "".join(seen))
+        yield found[1]
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@contextlib.contextmanager
+def jupyter_lab(folder: Path) -> Iterator[str]:
+    "JupyterLab on loopback without a token; gives its address."
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--ServerApp.port_retries=50"]
+    command += ["--IdentityProvider.token=", "--ServerApp.allow_root=True", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    settings = folder / ".jupyter-test"
+    quiet = settings / "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with serving(command, r"(http://127\.0\.0\.1:\d+)/lab", folder, JUPYTER_CONFIG_DIR=str(settings)) as address:
+        wait_for(f"{address}/api")
+        yield address
+
+
+def wait_for(url: str, timeout_s: float = 60) -> None:
+    "Return once the address answers."
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def open_and_run(page, address: str, notebook: str) -> None:
+    "Open a notebook by itself and run all of its cells."
+    page.goto(f"{address}/doc/tree/{notebook}?reset", wait_until="domcontentloaded")
+    page.locator(".jp-NotebookPanel").wait_for(timeout=60_000)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=90_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
