@@ -6,7 +6,7 @@ REQUIREMENTS := settings.ini setup.py pyproject.toml
 CONFIG ?= benchmarks/train.json
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo dashboard test lint notebooks export readme hooks train speed clean
+.PHONY: demo dashboard docs test lint notebooks export readme hooks train speed clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -15,6 +15,10 @@ demo: .venv/.installed
 # The dashboard as an app; JupyterLab users open nbs/tutorials/dashboard.ipynb instead.
 dashboard: .venv/.installed-dev
 	@$(BIN)/diffspect dashboard $(ARGS)
+
+# The site, in _docs/html.
+docs: .venv/.installed-dev
+	@$(BIN)/python docs/build.py
 
 test: lint
 	@$(BIN)/python -m pytest -q $(ARGS)

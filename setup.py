@@ -15,7 +15,7 @@ readme = here / "README.md"
 
 
 class BuildWithSamples(build_py):
-    "Put the sample studies and the dashboard's notebook into the wheel, as diffspect_nb/samples/ and diffspect_nb/notebooks/."
+    "Put the sample studies (diffspect_nb/samples/) and the dashboard's notebook (notebooks/) into the wheel."
 
     def run(self):
         super().run()
@@ -36,7 +36,9 @@ setup(
     license="Apache-2.0",
     url=cfg["git_url"],
     packages=find_packages(include=["diffspect_nb", "diffspect_nb.*"]),
-    package_data={"diffspect_nb": ["weights/*.safetensors", "weights/*.json", "static/*.js", "static/*.css", "static/jupyter/voila/templates/*/*"]},
+    package_data={
+        "diffspect_nb": ["weights/*.safetensors", "static/*.js", "static/*.css", "static/jupyter/voila/templates/*/*"]
+    },
     cmdclass={"build_py": BuildWithSamples},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),

@@ -155,7 +155,7 @@ def curve_svg(
     number = lambda v: f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
     lines = "".join(
         f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{" ".join(f"{px(k):.1f},{py(v):.1f}" for k, v in enumerate(line) if np.isfinite(v))}"/>'
-        for line, color in zip(values.values(), colors) if line
+        for line, color in zip(values.values(), colors, strict=False) if line
     )
     last = ", ".join(f"{html.escape(name)} {number(line[-1])}".strip() for name, line in values.items() if line)
     ticks = f'<text x="48" y="24" text-anchor="end">{number(high)}</text><text x="48" y="80" text-anchor="end">{number(low)}</text><text x="52" y="93">1</text><text x="310" y="93" text-anchor="end">step {total}</text>'

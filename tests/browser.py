@@ -1,4 +1,4 @@
-"A real browser and the servers that it looks at: Debian's chromium, installed when it is missing and may be, JupyterLab and Voilà on loopback."
+"A real browser and the servers it looks at: chromium (Debian's, installed if missing), JupyterLab, Voilà; on loopback."
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def serving(command: list[str], ready: str, cwd: Path, timeout_s: float = 90, **
 @contextlib.contextmanager
 def jupyter_lab(folder: Path) -> Iterator[str]:
     "JupyterLab on loopback without a token; gives its address."
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--ServerApp.port_retries=50"]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--port=0"]
     command += ["--IdentityProvider.token=", "--ServerApp.allow_root=True", f"--ServerApp.root_dir={folder}"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     settings = folder / ".jupyter-test"

@@ -11,7 +11,9 @@ import pytest
 from browser import headless, jupyter_lab, open_and_run, serving, wait_for
 from conftest import ROOT
 
-DASHBOARD = "from diffspect_nb.dashboard import ReconstructionDashboard\ndashboard = ReconstructionDashboard()\ndashboard"
+DASHBOARD = """from diffspect_nb.dashboard import ReconstructionDashboard
+dashboard = ReconstructionDashboard()
+dashboard"""
 CLI = "import sys; from diffspect_nb.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -179,8 +181,8 @@ def test_nothing_sticks_out(page, width):
     page.wait_for_timeout(300)
     wide = page.evaluate(
         """() => { const box = document.querySelector('.dsd').getBoundingClientRect();
-            return [...document.querySelectorAll('.dsd *')].filter(e => e.offsetParent && e.getBoundingClientRect().right > box.right + 3 && !e.closest('svg'))
-                .map(e => e.tagName + '.' + e.className).slice(0, 5); }"""
+            const out = (e) => e.offsetParent && e.getBoundingClientRect().right > box.right + 3 && !e.closest('svg');
+            return [...document.querySelectorAll('.dsd *')].filter(out).map(e => e.tagName + '.' + e.className); }"""
     )
     page.set_viewport_size({"width": 1280, "height": 1500})
     assert not wide

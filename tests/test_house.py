@@ -138,7 +138,8 @@ def test_no_star_imports(module):
 def test_third_party_imports_are_requirements(module):
     "What a module needs to be imported is in settings.ini; nbdev and the other development tools are not."
     names = [re.split(r"[<>=!~\[; ]", r)[0].lower() for r in shlex.split(settings()["requirements"])]
-    allowed = {{"scikit-image": "skimage"}.get(n, n) for n in names} | {PACKAGE} | set(sys.stdlib_module_names)
+    modules = {"scikit-image": "skimage", "pillow": "PIL"}
+    allowed = {modules.get(n, n) for n in names} | {PACKAGE} | set(sys.stdlib_module_names)
     foreign = {name.split(".")[0] for name in imported(at_import(syntax(module)))} - allowed
     assert not foreign, f"{module} imports {foreign}, which settings.ini does not require"
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import diffspect_nb
-from diffspect_nb.core import InputError
+from diffspect_nb.core import InputError, read_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.training import (
     Cohort,
@@ -92,6 +92,18 @@ def test_batches_depend_on_seed_and_step_alone(cohort):
         assert float((ct.flatten(1).abs().sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.05)
     blind = (first.inputs[0][:, 1:].flatten(1).abs().sum(1) == 0).float().mean()
     assert float(blind) == pytest.approx(0.2, abs=0.07) and float(first.weight.mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_defects_weigh_more_by_what_they_took(cohort):
+    patients = cohort.load("truth")
+    assert float(patients.deficit.min()) >= 0 and float(patients.deficit.max()) <= 1
+    deficit = torch.zeros_like(patients.deficit)
+    deficit[:, 4:8] = 0.5
+    patients = replace(patients, deficit=deficit)
+    plain, told = (batch_of(patients, replace(VOLUMES, defect_weight=k), 1, 1000, SUPPORT).weight for k in (0.0, 6.0))
+    ratio = told / plain
+    torch.testing.assert_close(ratio[:, :, 4:8] / ratio[:, :, 9:10, :1, :1], torch.full_like(ratio[:, :, 4:8], 4.0))
+    assert float(told.mean()) == pytest.approx(1, abs=1e-5)
 
 
 EPSILON = replace(VOLUMES, network=replace(VOLUMES.network, predict="epsilon"))
@@ -184,3 +196,11 @@ def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
         provenance = pretrained(file.stem).provenance
         assert provenance["config"]["n_studies"] >= 150 and provenance["config"]["label"] in ("mlem50", "truth")
         assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])
+
+
+@pytest.mark.parametrize("name", ["train", "defects"])
+def test_the_shipped_configurations_can_be_trained(name, root):
+    config = TrainConfig.from_json(read_json(root / "benchmarks" / f"{name}.json"))
+    told = pretrained().provenance if name == "defects" else pretrained().provenance["started_from"]
+    stated = {k: told["config"][k] for k in ("n_studies", "first_seed", "learning_rate", "heart_weight", "network")}
+    assert stated == {k: config.to_json()[k] for k in stated} and told["steps"] == config.steps

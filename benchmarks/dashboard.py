@@ -1,0 +1,129 @@
+"""How quickly the dashboard answers, in a headless browser: `python benchmarks/dashboard.py [--runs 50] [--json FILE]`.
+
+From releasing a slider to the first new picture and to the final one, at full resolution; the longest time that cancel
+took; memory of the kernel over many runs. JupyterLab and chromium run on this machine and share its cores."""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from browser import headless, jupyter_lab, open_and_run
+
+CELL = """from diffspect_nb.dashboard import ReconstructionDashboard
+dashboard = ReconstructionDashboard()
+dashboard"""
+WATCH = """() => {
+    window.drawn = [];
+    const shown = document.querySelectorAll('.dsv-volume')[1].querySelector('canvas');
+    let before = shown.toDataURL();
+    const look = () => {
+        const now = shown.toDataURL();
+        if (now !== before) { before = now; window.drawn.push(performance.now()); }
+        requestAnimationFrame(look);
+    };
+    look();
+    const released = () => { window.released = performance.now(); window.drawn = []; };
+    document.addEventListener('pointerup', released, true);
+}"""
+
+
+def memory_mb(pid: int) -> float:
+    "Resident memory of a process."
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+
+
+def kernel_pid() -> int:
+    "The newest IPython kernel."
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"ipykernel_launcher" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return max(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moves", type=int, default=20, help="slider moves to time")
+    parser.add_argument("--runs", type=int, default=50, help="runs over which memory is watched")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, headless() as browser:
+        folder = Path(folder)
+        (folder / "data_samples").symlink_to(ROOT / "data_samples")
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(nb, folder / "dashboard.ipynb")
+        with jupyter_lab(folder) as address:
+            page = browser.new_page(viewport={"width": 1280, "height": 1500})
+            open_and_run(page, address, "dashboard.ipynb")
+            done = page.locator(".dsd-state", has_text="done in")
+            done.wait_for(timeout=180_000)
+            knob = page.locator(".widget-vbox:has(> .widget-html .dsd-row b:text-is('anchor')) .noUi-handle").first
+            page.evaluate(WATCH)
+
+            def drag(pixels: float) -> None:
+                box = knob.bounding_box()
+                x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+                page.mouse.move(x, y)
+                page.mouse.down()
+                page.mouse.move(x + pixels, y, steps=3)
+                page.mouse.up()
+
+            def finished() -> float:
+                page.locator(".dsd-state", has_text=re.compile("^step|done")).wait_for(timeout=60_000)
+                page.wait_for_timeout(300)
+                done.wait_for(timeout=60_000)
+                return float(re.search(r"done in ([\d.]+)", page.locator(".dsd-state").inner_text())[1])
+
+            first, extra = [], []
+            for n in range(args.moves):
+                drag(40 if n % 2 == 0 else -40)
+                page.wait_for_function("window.drawn.length > 0 && window.drawn[0] > window.released", timeout=60_000)
+                first.append(page.evaluate("(window.drawn[0] - window.released) / 1000"))
+                sampler = finished()
+                page.wait_for_timeout(300)
+                extra.append(page.evaluate("(window.drawn.at(-1) - window.released) / 1000") - sampler)
+            cancels = []
+            for _ in range(5):
+                drag(40)
+                page.locator(".dsd-state", has_text=re.compile("^step [2-9] of")).wait_for(timeout=60_000)
+                started = time.perf_counter()
+                page.locator(".dsd").get_by_role("button", name="Cancel", exact=True).click()
+                page.locator(".dsd-state", has_text="cancelled").wait_for(timeout=60_000)
+                cancels.append(time.perf_counter() - started)
+                drag(-40)
+                finished()
+            pid, memory = kernel_pid(), []
+            for n in range(args.runs):
+                memory.append(memory_mb(pid))
+                page.locator(".dsd").get_by_role("button", name="Run", exact=True).click()
+                finished()
+            memory.append(memory_mb(pid))
+    settled = memory[min(13, len(memory) - 1)]  # the history is full after twelve results
+    found = {
+        "first_picture_s": statistics.median(first),
+        "first_picture_slowest_s": max(first),
+        "final_picture_beyond_sampler_s": statistics.median(extra),
+        "cancel_s": max(cancels),
+        "memory_mb": [round(m) for m in (memory[0], settled, memory[-1])],
+        "memory_growth": memory[-1] / memory[0] - 1,
+    }
+    print(json.dumps(found, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
