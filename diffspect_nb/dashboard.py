@@ -54,7 +54,8 @@ class StreamView(Generic[R]):
         self._next: tuple[R, float] | None = None  # newest request not yet begun, and when it may begin
         self._stop = self._hold = self._busy = self._closed = False
         self.state = "idle"
-        threading.Thread(target=self._work, name="diffspect-stream", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="diffspect-stream", daemon=True)
+        self._thread.start()
 
     def submit(self, request: R) -> None:
         "Ask for this instead of whatever runs or waits."
@@ -434,7 +435,7 @@ def simulated_patient(seed: int = 0, sex: str = "f", size: float = 1.0, defect: 
 class Wish:
     "All that one reconstruction depends on."
 
-    source: tuple  # ("sample",) | ("folder", path) | ("simulated", seed, sex, size, defect, severity)
+    source: tuple  # ("sample",) | ("given",) | ("folder", path) | ("simulated", seed, sex, size, defect, severity)
     counts: float
     views: int | None  # central views; None: all
     data_seed: int  # of the thinning
@@ -448,7 +449,7 @@ class Wish:
 
     def code(self) -> str:
         "Python that repeats it."
-        made = {"sample": "Study.load(sample_folder())", "folder": f"Study.load({str(self.source[-1])!r})", "simulated": f"simulated_patient{self.source[1:]!r}"}[self.source[0]]
+        made = {"given": "study", "sample": "Study.load(sample_folder())", "folder": f"Study.load({str(self.source[-1])!r})", "simulated": f"simulated_patient{self.source[1:]!r}"}[self.source[0]]
         chosen = {f.name: getattr(self.guidance, f.name) for f in fields(Guidance) if getattr(self.guidance, f.name) != f.default}
         arguments = ", ".join(f"{k}={v!r}" for k, v in chosen.items())
         return f"study = reduced_study({made}, {self.counts}, {self.views}, {self.data_seed})\nimage = reconstruct(study, Guidance({arguments}), prior=pretrained({self.prior!r})).image"
@@ -570,7 +571,7 @@ class ReconstructionDashboard(Dashboard):
 
     def _choose_preset(self) -> None:
         "Sliders to the preset's values at this dose and number of views; marks to the paper's."
-        c, n_views = self.controls, dnm570c().n_views
+        c, n_views = self.controls, len(self._views_of_all())
         share = (c["views"].value or n_views) / n_views
         paper = paper_guidance(c["counts"].value * share)
         for name in ("lambda_dps", "lambda_mlem", "tv_weight", "anchor", "steps"):
@@ -581,6 +582,11 @@ class ReconstructionDashboard(Dashboard):
             self._base = chosen
             self._set(**{name: getattr(chosen, name) for name in GUIDANCE_KNOBS if name != "start"}, start=999 if chosen.start is None else chosen.start)
         self.submit()
+
+    def _views_of_all(self) -> tuple[int, ...]:
+        "The views of the study that is shown."
+        known = self._study[1] if self._study else self._given
+        return known.views if known else tuple(range(dnm570c().n_views))
 
     def _knob_moved(self, change) -> None:
         "A slider's own rounding is no wish of the user's; anything else makes the settings `your own`."

@@ -105,7 +105,9 @@ def default_guidance(count_level: float, view_share: float = 1.0, **changes) -> 
     level = float(np.clip(count_level, 0.005, 1))
     known = float(np.clip(count_level * view_share, 0.005, 1))
     steps, end = changes.get("steps", Guidance.steps), changes.get("end", Guidance.end)
-    chosen = {"start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(0.005 * level**-0.74, 4)}
+    chosen = {"start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(max(0.004, 0.00061 * level**-1.35), 4)}
+    if steps > 15:
+        chosen["samples"] = 2  # many steps average by themselves
     if changes.get("solver", Guidance.solver) != "renoise":
         chosen |= {"samples": 1, "end": 0}
     return Guidance(**(chosen | changes))

@@ -28,9 +28,14 @@ SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
 
 
 def _link(notebook: Path, target: str) -> str:
-    "A link between notebooks stays; one to another file of the repository leads to the repository."
+    "A link between notebooks stays; pictures come along; other files of the repository are linked to there."
     path = (notebook.parent / target.split("#")[0]).resolve()
     if path.suffix == ".ipynb" or not path.is_relative_to(ROOT):
+        return target
+    if path.suffix in (".png", ".svg"):
+        copy = SOURCE / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
         return target
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini", encoding="utf-8")
