@@ -11,7 +11,7 @@ from diffspect_nb.sampler import Guidance, default_guidance
 from diffspect_nb.study import Study, sample_folder
 
 TERMS = {
-    "lambda_dps": [0.0, 0.15, 0.4],
+    "lambda_dps": [0.0, 0.3],
     "lambda_mlem": [0.0, 0.3],
     "tv_weight": [0.0, 0.03],
     "steps": [2, 5, 10],
