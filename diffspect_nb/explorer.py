@@ -85,7 +85,7 @@ def explore(
         low, base, begun = acquired[key]
         done = reconstruct(low, Guidance.from_json(base.to_json() | chosen), denoise, prior=prior, beginning=begun)
         tiles.append(shrink(done.image))
-        metrics.append({"psnr": psnr(done.image, judge, study.heart), "deviance": done.support.reduced, "seconds": done.provenance["seconds"]})
+        metrics.append({"psnr": psnr(done.image, judge, study.heart), "deviance": done.support.reduced})
         yield Step(n + 1, total, done.image, metrics[-1])
     others, scores, follows = {}, {}, {}
     leader = data_knobs[0] if len(data_knobs) == 1 else None
@@ -112,7 +112,7 @@ def explore(
         "knobs": [{"name": KNOB_NAMES[k], "values": list(v), "labels": [label.get(k, lambda x: f"{x:g}")(x) for x in v]} for k, v in knobs.items()],
         "start": [int(np.argmin(np.abs(np.array(v) - start[k]))) if start and k in start else len(v) // 2 for k, v in knobs.items()],
         "metrics": [{k: float(f"{v:.5g}") for k, v in m.items()} for m in metrics], "score": "psnr", "score_name": f"PSNR in the {where} against the {against} (dB)",
-        "range": [min(all_psnr), max(all_psnr)], "metric_names": {"psnr": f"PSNR in the {where} (dB)", "deviance": "reduced deviance", "seconds": "seconds"},
+        "range": [min(all_psnr), max(all_psnr)], "metric_names": {"psnr": f"PSNR in the {where} (dB)", "deviance": "reduced deviance"},
         "shown": ["guided", *others], "others": others, "other_scores": scores, "follows": follows, "colors": base64.b64encode(color_table("inferno")).decode(),
         "sprite": base64.b64encode(file.getvalue()).decode(),
     }
