@@ -36,7 +36,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-_alone = ("index", "learn", "benchmark", "gallery", "glossary", "references", "cite", "nbs/tutorials/explore")  # pages with nothing below them
+# pages with nothing below them
+_alone = ("index", "learn", "benchmark", "gallery", "glossary", "references", "cite", "nbs/tutorials/explore")
 html_sidebars = {"**": ["sidebar-nav-bs"]} | {page: [] for page in _alone}
 
 
