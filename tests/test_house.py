@@ -22,7 +22,7 @@ import diffspect_nb
 PACKAGE = "diffspect_nb"
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
 NOTEBOOK_IDS = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
-WIDGETS = ("viewer", "dashboard")
+WIDGETS = ("viewer", "dashboard", "explorer")
 MODULES = sorted(p.stem for p in (ROOT / PACKAGE).glob("*.py") if not p.stem.startswith("_"))
 
 
@@ -253,13 +253,16 @@ def test_no_paths_of_one_machine():
 def test_built_package_holds_what_the_checkout_ships(tmp_path):
     "A wheel, not only an editable install, carries every module, the checkpoints and the sample studies."
     folders = [n for n in (PACKAGE, "data_samples") if (ROOT / n).is_dir()]
-    copy = copy_of_checkout(tmp_path, *folders, "README.md", "LICENSE")
+    copy = copy_of_checkout(tmp_path, *folders, "nbs", "README.md", "LICENSE")
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "lib")]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     built = {p.relative_to(tmp_path / "lib" / PACKAGE).as_posix() for p in (tmp_path / "lib").rglob("*") if p.is_file()}
     expected = {p.name for p in (ROOT / PACKAGE).glob("*.py")}
     expected |= {f"weights/{p.name}" for p in (ROOT / PACKAGE / "weights").glob("*.safetensors")}
+    static = ROOT / PACKAGE / "static"
+    expected |= {f"static/{p.relative_to(static).as_posix()}" for p in static.rglob("*") if p.is_file()}
+    expected |= {"notebooks/dashboard.ipynb"}
     samples = ROOT / "data_samples"
     expected |= {f"samples/{p.relative_to(samples).as_posix()}" for p in samples.rglob("*") if p.is_file()}
     assert expected <= built, f"the wheel lacks {sorted(expected - built)}"
