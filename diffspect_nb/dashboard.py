@@ -363,7 +363,9 @@ def mlem_dashboard(study: Study | None = None) -> Dashboard:
     viewer = VolumeViewer({"MLEM": torch.zeros(study.grid.shape)} | known, study.grid, study.mu, window=window, cursor=center)
 
     def steps(values: dict) -> Iterator[Step]:
-        low = kept.setdefault(values["counts"], reduced_study(study, values["counts"], None, 0))
+        if values["counts"] not in kept:
+            kept[values["counts"]] = reduced_study(study, values["counts"], None, 0)
+        low = kept[values["counts"]]
         quality, target = [], next(iter(known.values()), None)
         for step in mlem_steps(system, low.projections, values["iterations"], n_subsets=values["subsets"]):
             image = step.image / low.count_fraction
