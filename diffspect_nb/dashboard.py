@@ -489,7 +489,7 @@ class ReconstructionDashboard(Dashboard):
             "lambda_dps": w.FloatSlider(0, min=0, max=1, step=0.005, readout_format=".3f"),
             "lambda_mlem": w.FloatSlider(0, min=0, max=1, step=0.005, readout_format=".3f"),
             "tv_weight": w.FloatSlider(0, min=0, max=0.1, step=0.002, readout_format=".3f"),
-            "anchor": w.FloatSlider(0, min=0, max=0.3, step=0.001, readout_format=".3f"),
+            "anchor": w.FloatSlider(0, min=0, max=1, step=0.001, readout_format=".3f"),
             "steps": w.IntSlider(10, min=1, max=50),
             "start": w.IntSlider(600, min=0, max=999),
             "seed": w.BoundedIntText(0, min=0, max=10**6, description="seed", layout=wide),

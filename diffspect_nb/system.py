@@ -27,7 +27,8 @@ from .core import ImageGrid, InputError, atomic_path, cache_dir
 from .geometry import Pinhole, Scanner, project_points
 
 # %% auto #0
-__all__ = ['SHIFTS', 'PRUNE', 'footprint', 'check_mu', 'attenuation_factors', 'SystemMatrix', 'adjoint_gap', 'cache_path']
+__all__ = ['SHIFTS', 'PRUNE', 'SPARE', 'footprint', 'check_mu', 'attenuation_factors', 'SystemMatrix', 'adjoint_gap',
+           'cache_path']
 
 # %% ../nbs/03_system.ipynb #1a1046b0
 SHIFTS = 16  # sub-pixel positions per pixel and axis
@@ -167,8 +168,13 @@ def attenuation_factors(
     return factors
 
 # %% ../nbs/03_system.ipynb #5bc93062
+SPARE = 16  # MKL's product of a CSR matrix with a vector loads column indices 16 at a time and may read beyond the last; where the next page of memory is nobody's, that ends the process
+
+
 def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    "A torch CSR matrix, without torch's notice that its sparse layouts are young."
+    "A torch CSR matrix, with `SPARE` room behind the column indices and without torch's notice that its sparse layouts are young."
+    if col.untyped_storage().nbytes() < (col.storage_offset() + len(col) + SPARE) * col.itemsize:
+        col = torch.cat([col, col.new_zeros(SPARE)])[: len(col)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
         return torch.sparse_csr_tensor(crow, col, values, size=shape, check_invariants=False)
@@ -241,7 +247,7 @@ class SystemMatrix:
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> SystemMatrix:
         "The same matrix on another device or with another floating-point type."
-        def moved(blocks): return tuple(b.to(device=device, dtype=dtype) for b in blocks)
+        def moved(blocks): return tuple(_sparse(b.crow_indices().to(device), b.col_indices().to(device), b.values().to(device, dtype), b.shape) for b in blocks)
         return SystemMatrix(moved(self.by_pixel), moved(self.by_voxel), self.image_shape, self.proj_shape)
 
     def keep_views(self, views: Sequence[int]) -> SystemMatrix:

@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 import time
 from configparser import ConfigParser
 from pathlib import Path
@@ -36,7 +37,8 @@ def optional_flags() -> set[str]:
 
 
 def run(path: Path, skip_flags: set[str], timeout_s: int) -> nbformat.NotebookNode:
-    "Execute a notebook in its own folder and return it with the new outputs; raises nbclient's error if a cell fails."
+    """Execute a notebook in its own folder and return it with the new outputs; raises nbclient's error if a cell fails.
+    A kernel that crashes leaves its exit code, the cell and every thread's stack in the error."""
     nb = nbformat.read(path, as_version=4)
     skipped = []
     for cell in nb.cells:
@@ -44,15 +46,26 @@ def run(path: Path, skip_flags: set[str], timeout_s: int) -> nbformat.NotebookNo
         if found.get("eval:") == "false" or skip_flags & found.keys():
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), SKIP_TAG]
             skipped.append(cell)
-    client = NotebookClient(
-        nb,
-        timeout=timeout_s,
-        kernel_name="python3",
-        extra_arguments=["--IPKernelApp.log_level=40"],
-        resources={"metadata": {"path": str(path.parent)}},
-    )
     search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(search)})
+    with tempfile.TemporaryDirectory() as temporary:
+        stacks = Path(temporary) / "stacks.txt"  # a file, since a kernel reads its own stderr
+        trap = f"import faulthandler; faulthandler.enable(open({str(stacks)!r}, 'w'))"
+        client = NotebookClient(
+            nb,
+            timeout=timeout_s,
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=40", f"--IPKernelApp.exec_lines={trap}"],
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        begun = []
+        client.on_cell_start = lambda cell, cell_index: begun.append((cell, client.km.provisioner.process))
+        try:
+            client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(search)})
+        except DeadKernelError as e:
+            if not begun:
+                raise
+            (cell, process), where = begun[-1], stacks.read_text() if stacks.exists() else ""
+            raise DeadKernelError(f"{e} with exit code {process.returncode} in the cell\n{cell.source}\n{where}") from e
     for cell in skipped:
         cell.metadata["tags"].remove(SKIP_TAG)
         if not cell.metadata["tags"]:

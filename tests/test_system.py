@@ -33,6 +33,16 @@ def water(grid: ImageGrid, radius_mm: float) -> torch.Tensor:
     return torch.as_tensor(0.154 * inside, dtype=torch.float32)
 
 
+def test_column_indices_have_room_behind_them(small):
+    "MKL reads them 64 bytes at a time, beyond the last one too: without room that was a crash, once in a hundred runs."
+    own = SystemMatrix.from_matrix(scipy.sparse.random(27, 64, 0.5, random_state=0), (4, 4, 4), (3, 3, 3))
+    dimmed = small.attenuate(torch.ones(small.proj_shape[0], int(np.prod(small.image_shape))))
+    for system in (small, small.keep_views([1]), dimmed, small.to(dtype=torch.float64), own):
+        for block in (*system.by_pixel, *system.by_voxel):
+            col = block.col_indices()
+            assert col.untyped_storage().nbytes() - col.data_ptr() + col.untyped_storage().data_ptr() >= col.nbytes + 64
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_forward_and_adjoint_are_transposes(full, small, seed):
     assert adjoint_gap(full, seed) < 1e-5
