@@ -46,21 +46,21 @@ from diffspect_nb.benchmark import (
     write_csv,
     write_result,
 )
-from .core import InputError, Step, atomic_folder, cache_dir, read_json, write_json
-from .dicom import ct_to_mu, read_activity, study_from_image
-from .geometry import named_scanner
+from .core import ImageGrid, InputError, Step, atomic_folder, cache_dir, read_json, write_json
+from .dicom import ct_to_mu, read_activity, read_projections, read_stir_pinhole, study_from_image, write_nm
+from .geometry import SCANNERS, named_scanner
 from .metrics import best_gaussian, score, score_table
 from .mlem import mlem_steps
 from .phantom import dilate, torso
-from .sampler import default_guidance, measurement_support, paper_guidance, reconstruct
-from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched
+from .sampler import Guidance, default_guidance, measurement_support, paper_guidance, reconstruct
+from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched, study_hashes
 from .training import TrainConfig, pretrained, train
 from .unet import fast_dtype
 
 # %% auto #0
-__all__ = ['ABLATION', 'writable', 'run_reconstruct', 'oracle_rivals', 'run_demo', 'run_simulate', 'run_evaluate', 'run_train',
-           'commit', 'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook',
-           'run_dashboard', 'parser', 'main']
+__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'checkpoint_path', 'run_reconstruct', 'oracle_rivals',
+           'run_demo', 'run_simulate', 'run_import', 'run_evaluate', 'run_train', 'commit', 'real_studies',
+           'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook', 'run_dashboard', 'parser', 'main']
 
 # %% ../nbs/16_cli.ipynb #0c373569
 def writable(folder: str | Path) -> Path:
@@ -69,10 +69,52 @@ def writable(folder: str | Path) -> Path:
         return Path(folder)
 
 # %% ../nbs/16_cli.ipynb #939b9ebc
+OPTIONS = ("method", "counts", "views", "steps", "start", "anchor", "lambda_dps", "lambda_mlem", "tv", "prior", "seed", "device")
+
+
+def repeated(path: str | Path, args: argparse.Namespace) -> Guidance | None:
+    """Fill `args` with the options of an earlier result.json and return its guidance.
+
+    Raises `InputError` if the file is no result of `reconstruct`, or if study or prior are not those it was made from."""
+    earlier = read_json(path)
+    try:
+        made = earlier["input"]
+        chosen, wanted = {name: made["options"][name] for name in OPTIONS}, dict(made["study"])
+        guidance = Guidance.from_json(earlier["guidance"]) if earlier["method"] == "diffspect" else None
+        args.study = args.study or made["folder"]
+    except (KeyError, TypeError) as e:
+        raise InputError(f"{path}: not a result of `diffspect reconstruct` (lacks {e})") from None
+    for name, value in chosen.items():
+        setattr(args, name, value)
+    if study_hashes(args.study) != wanted:
+        raise InputError(f"{args.study}: not the study that {path} was made from, its files have other contents")
+    if guidance and checkpoint_path(args.prior) and file_hash(checkpoint_path(args.prior)) != made.get("prior"):
+        raise InputError(f"{path}: was made with another checkpoint called {args.prior!r}")
+    if changed := sorted(k for k, v in versions().items() if earlier.get("versions", {}).get(k) != v):
+        print(f"note: other versions than then of {', '.join(changed)}; the result may differ in its last digits", file=sys.stderr)
+    return guidance
+
+
+def file_hash(path: str | Path) -> str:
+    "SHA-256 of a file."
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def checkpoint_path(prior: str) -> Path | None:
+    "The file behind `--prior`, a shipped name or a path; None if there is none."
+    found = [p for p in (Path(prior), Path(diffspect_nb.__file__).parent / "weights" / f"{prior}.safetensors") if p.is_file()]
+    return found[-1] if found else None
+
+
 def run_reconstruct(args: argparse.Namespace) -> None:
-    "`diffspect reconstruct STUDY --out DIR`"
+    "`diffspect reconstruct STUDY --out DIR`, or `--from result.json` for the same once more"
     out = writable(args.out)
-    study = reduced_study(Study.load(args.study), args.counts, args.views, args.seed)
+    guidance = repeated(args.earlier, args) if args.earlier else None
+    if not args.study:
+        raise InputError("name a study folder, or --from a result.json")
+    full = Study.load(args.study)
+    made_from = {"folder": str(args.study), "study": study_hashes(args.study), "options": {name: getattr(args, name) for name in OPTIONS}}
+    study = reduced_study(full, args.counts, args.views, args.seed)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no usable CUDA device")
@@ -84,8 +126,10 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         for option, name in (("steps", "steps"), ("lambda_dps", "lambda_dps"), ("lambda_mlem", "lambda_mlem"), ("tv", "tv_weight"), ("anchor", "anchor"), ("start", "start")):
             if getattr(args, option) is not None:
                 chosen[name] = getattr(args, option)
-        guidance = default_guidance(study.count_level, len(study.views) / study.scanner.n_views, **chosen)
+        guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views, **chosen)
         prior = pretrained(args.prior)
+        if checkpoint := checkpoint_path(args.prior):
+            made_from["prior"] = file_hash(checkpoint)
         prior.net.to(device)
         done = reconstruct(study, guidance, system=system, prior=prior)
         image, support = done.image.cpu(), done.support
@@ -100,11 +144,13 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     support = replace(support, image=support.image.cpu())
     details |= {"reduced_deviance": support.reduced, "seconds": time.perf_counter() - started, "counts": study.counts, "count_fraction": study.count_fraction, "views": list(study.views)}
     rows = scores_of(study, {args.method: image}) if references_of(study) else []
-    result = details | {"metrics": rows, "versions": versions(), "device": str(device)}
+    result = details | {"metrics": rows, "versions": versions(), "device": str(device), "input": made_from}
     write_result(out, study, {args.method: image}, result, support)
+    if args.dicom is not None:
+        write_nm(out / "image.dcm", image, study.grid, args.dicom or None, args.anonymize, f"{args.method}, {len(study.views)} views")
     if rows:
         print(score_table(rows))
-    print(f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, views.png and result.json to {out}")
+    print(f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, views.png{', image.dcm' if args.dicom is not None else ''} and result.json to {out}")
 
 # %% ../nbs/16_cli.ipynb #e730d0e3
 def oracle_rivals(study: Study, steps: list[Step]) -> list[dict]:
@@ -161,6 +207,20 @@ def run_simulate(args: argparse.Namespace) -> None:
     study = replace(study, meta=study.meta | {"seed": args.seed})
     study.save(out)
     print(f"{study.counts:,.0f} counts in {len(study.views)} views of {scanner.name}; wrote the study folder {out}")
+
+
+def run_import(args: argparse.Namespace) -> None:
+    "`diffspect import FILE --out STUDY`"
+    out, path = writable(args.out), Path(args.file)
+    grid = ImageGrid(tuple(args.shape), args.voxel_mm) if args.shape else None
+    if path.is_dir():
+        study = read_stir_pinhole(path, grid)
+    else:
+        study = read_projections(path, grid, args.z_mm)
+    if args.ct:
+        study = replace(study, mu=ct_to_mu(args.ct, study.grid, None if args.ct_center is None else tuple(args.ct_center)))
+    study.save(out)
+    print(f"{study.counts:,.0f} counts in {len(study.views)} views of {study.scanner.pixels[0]} × {study.scanner.pixels[1]} pixels; wrote the study folder {out}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -294,7 +354,7 @@ def run_info(args: argparse.Namespace) -> None:
     folder = str(cache_dir()).replace(str(Path.home()), "~", 1)
     print(f"{'cache':14s} {folder}: {len(cached)} files, {sum(f.stat().st_size for f in cached) / 1e6:.0f} MB")
     for path in sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*.safetensors")):
-        print(f"{'checkpoint':14s} {path.stem}: {path.stat().st_size / 1e6:.1f} MB, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}")
+        print(f"{'checkpoint':14s} {path.stem}: {path.stat().st_size / 1e6:.1f} MB, sha256 {file_hash(path)[:16]}")
 
 # %% ../nbs/16_cli.ipynb #9ce076b6
 def dashboard_notebook() -> Path:
@@ -366,7 +426,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
 
     rec = command("reconstruct", run_reconstruct, "Reconstruct a study folder.")
-    rec.add_argument("study", help="study folder")
+    rec.add_argument("study", nargs="?", help="study folder")
+    rec.add_argument("--from", dest="earlier", metavar="RESULT.JSON", help="repeat an earlier reconstruction: its study, options and guidance")
     rec.add_argument("--out", required=True, help="folder for image.nii.gz, support.nii.gz, views.png and result.json")
     rec.add_argument("--method", choices=("diffspect", "mlem", "osem"), default="diffspect", help="guided diffusion, MLEM (50 iterations) or OSEM (5 passes, 4 subsets)")
     rec.add_argument("--counts", type=float, help="share of the study's counts to keep, 0 … 1 (binomial thinning)")
@@ -379,18 +440,29 @@ def parser() -> argparse.ArgumentParser:
     rec.add_argument("--tv", type=float, help="weight of total variation along z")
     rec.add_argument("--prior", default="diffspect", help="shipped checkpoint, or a .safetensors file")
     rec.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
+    rec.add_argument("--dicom", nargs="?", const="", metavar="SOURCE", help="also write image.dcm; with a DICOM file as SOURCE, for its patient and in its study")
+    rec.add_argument("--anonymize", action="store_true", help="take no identity from SOURCE")
     rec.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
 
     sim = command("simulate", run_simulate, "Simulate a full-dose study of a random phantom, or of a real image taken as activity.")
     sim.add_argument("--seed", type=int, default=0, help="patient number")
     sim.add_argument("--out", required=True, help="study folder to write")
-    sim.add_argument("--scanner", default="dnm570c", help="dnm570c, myospect_es or tiny")
+    sim.add_argument("--scanner", default="dnm570c", help=", ".join(SCANNERS))
     sim.add_argument("--counts-total", type=float, default=1e7, help="expected counts over all views")
     sim.add_argument("--activity", help="reconstructed emission image (DICOM or NIfTI) to take as the true activity")
     sim.add_argument("--heart", help="NIfTI mask of the left-ventricular wall of that image")
     sim.add_argument("--ct", help="folder with one CT series (DICOM) that becomes the attenuation map")
     sim.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the field of view")
     sim.add_argument("--no-reference", action="store_true", help="skip the full-dose MLEM-50 image")
+
+    im = command("import", run_import, "Turn measured projections into a study folder: an NM TOMO DICOM file, or a folder of STIR's pinhole files.")
+    im.add_argument("file", help="DICOM file of a rotating parallel-hole camera, or a folder with input.hs, collimator.txt and detector.txt")
+    im.add_argument("--out", required=True, help="study folder to write")
+    im.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels of the image; default: the camera's field of view")
+    im.add_argument("--voxel-mm", type=float, default=4.0, help="edge of a voxel, with --shape")
+    im.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
+    im.add_argument("--ct", help="folder with one CT series (DICOM) that becomes the attenuation map")
+    im.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the image")
 
     ev = command("evaluate", run_evaluate, "PSNR, NRMSE and SSIM of an image against a reference (NIfTI).")
     ev.add_argument("image"), ev.add_argument("reference")
@@ -416,7 +488,7 @@ def parser() -> argparse.ArgumentParser:
     da.add_argument("--port", type=int, default=8866, help="0: any free one")
     da.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
 
-    command("scanner", run_scanner, "Print a scanner as JSON.").add_argument("name", help="dnm570c, myospect_es or tiny")
+    command("scanner", run_scanner, "Print a scanner as JSON.").add_argument("name", help=", ".join(SCANNERS))
     command("info", run_info, "Versions, device, threads, cache and checkpoint hashes.")
     return top
 

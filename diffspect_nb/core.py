@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json', 'read_json', 'cache_dir',
-           'show_slices']
+__all__ = ['MOST_JSON_BYTES', 'InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json', 'reading',
+           'read_json', 'cache_dir', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
 class InputError(ValueError):
@@ -101,6 +101,12 @@ def last(steps: Iterable[Step]) -> Step:
     return step
 
 # %% ../nbs/00_core.ipynb #6d28b3f6
+def _to_disk(path: Path) -> None:
+    "What is written is on the disk, not in a buffer that a power cut empties."
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary file beside `path` that takes its name only if the block succeeds. Raises `InputError` where the folder cannot be written."
@@ -115,6 +121,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield tmp
         tmp.chmod(0o644)
+        _to_disk(tmp)
         os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
@@ -133,7 +140,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot write there ({e.strerror})") from None
     try:
         yield tmp
-        for part in sorted(tmp.iterdir()):
+        parts = sorted(tmp.iterdir())
+        for part in parts:
+            _to_disk(part)
+        for part in parts:
             os.replace(part, path / part.name)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -145,13 +155,37 @@ def write_json(path: str | Path, data: dict) -> None:
         tmp.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> dict:
-    "Read a JSON object; raises `InputError` that names the file."
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the file's fault and becomes an `InputError` that names it.
+
+    For foreign formats only: their libraries parse lazily and raise kinds of their own at any access to a damaged file."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: file not found") from None
+    except Exception as e:
+        raise InputError(f"{path}: not a readable {what} ({type(e).__name__}: {e})") from e
+
+
+MOST_JSON_BYTES = 2**26
+
+
+def read_json(path: str | Path) -> dict:
+    "Read a JSON object of at most 64 MiB; raises `InputError` that names the file."
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MOST_JSON_BYTES + 1)
+        if len(text) > MOST_JSON_BYTES:
+            raise InputError(f"{path}: larger than {MOST_JSON_BYTES // 2**20} MiB, this is no description of anything here")
+        data = json.loads(text.decode("utf-8"))
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
-    except ValueError as e:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path}: not valid JSON ({e})") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: must hold a JSON object, got {type(data).__name__}")

@@ -580,7 +580,7 @@ class ReconstructionDashboard(Dashboard):
             self.knobs[name].set_mark(getattr(paper, name))
         self.knobs["start"].set_mark(999)
         if c["preset"].value != "own":
-            chosen = paper if c["preset"].value == "paper" else default_guidance(c["counts"].value * share, share)
+            chosen = paper if c["preset"].value == "paper" else default_guidance(c["counts"].value * share, share, first_samples=1)  # a first picture soon
             self._base = chosen
             self._set(**{name: getattr(chosen, name) for name in GUIDANCE_KNOBS if name != "start"}, start=999 if chosen.start is None else chosen.start)
         self.submit()

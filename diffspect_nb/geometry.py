@@ -13,8 +13,8 @@ import numpy as np
 from .core import ImageGrid, InputError
 
 # %% auto #0
-__all__ = ['LEFT_ANTERIOR_DEG', 'Pinhole', 'Scanner', 'dnm570c', 'myospect_es', 'tiny', 'tiny_grid', 'named_scanner',
-           'plot_scanner', 'project_points', 'views_per_voxel', 'field_of_view']
+__all__ = ['LEFT_ANTERIOR_DEG', 'SCANNERS', 'Pinhole', 'Scanner', 'dnm570c', 'myospect_es', 'rotating_camera', 'rotating_lehr',
+           'tiny', 'tiny_grid', 'named_scanner', 'plot_scanner', 'project_points', 'views_per_voxel', 'field_of_view']
 
 # %% ../nbs/01_geometry.ipynb #6e994593
 @dataclass(frozen=True)
@@ -39,16 +39,21 @@ class Pinhole:
 
 @dataclass(frozen=True)
 class Scanner:
-    "A stationary multi-pinhole scanner: every module has the same hole, pixels and focal length."
+    """A set of views that differ in where they stand alone: same collimator, pixels and detector blur.
+
+    `collimator` is 'pinhole' (modules round the patient) or 'parallel' (a camera that rotates; each stop is a view, and its
+    `Pinhole.position_mm` is the middle of the collimator's face)."""
 
     name: str
     pinholes: tuple[Pinhole, ...]
-    aperture_mm: float  # effective diameter of the hole, mm
-    focal_mm: float  # hole to detector plane, mm
+    aperture_mm: float  # effective diameter of the hole (parallel: of one hole), mm
+    focal_mm: float  # hole to detector plane (parallel: length of the holes), mm
     pixels: tuple[int, int]  # (rows, columns) of one module
     pixel_mm: float  # pixel pitch, mm
     intrinsic_fwhm_mm: float  # detector blur, full width at half maximum, mm
     status: dict[str, str] = field(default_factory=dict, compare=False)  # how well each number is known
+    collimator: str = "pinhole"
+    septa_mm: float = 0.2  # thickness of the walls between parallel holes, mm
 
     def __post_init__(self):
         object.__setattr__(self, "pinholes", tuple(self.pinholes))
@@ -57,7 +62,9 @@ class Scanner:
             raise InputError("scanner must have at least one pinhole")
         if len(self.pixels) != 2 or min(self.pixels) < 1:
             raise InputError(f"scanner pixels must be two positive integers [rows, columns], got {self.pixels}")
-        for name in ("aperture_mm", "focal_mm", "pixel_mm", "intrinsic_fwhm_mm"):
+        if self.collimator not in ("pinhole", "parallel"):
+            raise InputError(f"scanner collimator must be 'pinhole' or 'parallel', got {self.collimator!r}")
+        for name in ("aperture_mm", "focal_mm", "pixel_mm", "intrinsic_fwhm_mm", "septa_mm"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"scanner {name} must be a positive length in mm, got {getattr(self, name)}")
 
@@ -74,7 +81,8 @@ class Scanner:
         "Plain dictionary for JSON, the `scanner` object of a study folder."
         d = {k: getattr(self, k) for k in ("name", "aperture_mm", "focal_mm", "pixel_mm", "intrinsic_fwhm_mm")}
         pinholes = [{k: list(getattr(p, k)) for k in ("position_mm", "axis", "column", "row")} for p in self.pinholes]
-        return d | {"pixels": list(self.pixels), "status": dict(self.status), "pinholes": pinholes}
+        kind = {} if self.collimator == "pinhole" else {"collimator": self.collimator, "septa_mm": self.septa_mm}
+        return d | kind | {"pixels": list(self.pixels), "status": dict(self.status), "pinholes": pinholes}
 
     @classmethod
     def from_json(cls, d: dict) -> Scanner:
@@ -82,7 +90,8 @@ class Scanner:
         try:
             pinholes = tuple(Pinhole(**{k: p[k] for k in ("position_mm", "axis", "column", "row")}) for p in d["pinholes"])
             numbers = {k: float(d[k]) for k in ("aperture_mm", "focal_mm", "pixel_mm", "intrinsic_fwhm_mm")}
-            return cls(name=str(d["name"]), pinholes=pinholes, pixels=tuple(d["pixels"]), status=dict(d.get("status", {})), **numbers)
+            kind = {"collimator": str(d.get("collimator", "pinhole")), "septa_mm": float(d.get("septa_mm", 0.2))}
+            return cls(name=str(d["name"]), pinholes=pinholes, pixels=tuple(d["pixels"]), status=dict(d.get("status", {})), **numbers, **kind)
         except KeyError as e:
             raise InputError(f"scanner description lacks {e}") from None
         except (TypeError, ValueError) as e:
@@ -129,6 +138,34 @@ def myospect_es() -> Scanner:
     return replace(dnm570c().keep_views(range(9)), name="myospect_es")
 
 
+def rotating_camera(
+    name: str = "rotating_lehr",
+    angles_deg=tuple(range(225, 45, -6)),  # of the camera at each stop, as DICOM counts them: 0 behind the patient, 90 at his left
+    radius_mm=250.0,  # axis of rotation to the face of the collimator, one number or one per stop
+    pixels: tuple[int, int] = (64, 64),
+    pixel_mm: float = 6.8,
+    hole_mm: float = 1.5,
+    length_mm: float = 35.0,
+    septa_mm: float = 0.2,
+    intrinsic_fwhm_mm: float = 3.8,
+) -> Scanner:
+    """A rotating camera with parallel holes, one view per stop, round the z axis; the default is a low-energy high-resolution collimator that goes from right-anterior to left-posterior.
+
+    Image rows run to the feet and columns to the patient's left in an anterior view, as NM files store them."""
+    stops = []
+    angles = np.deg2rad(np.atleast_1d(np.asarray(angles_deg, dtype=float)))
+    for angle, radius in zip(angles, np.broadcast_to(radius_mm, angles.shape), strict=True):
+        outward = np.array([np.sin(angle), np.cos(angle), 0.0])
+        stops.append(Pinhole(tuple(radius * outward), tuple(-outward), (-outward[1], outward[0], 0.0), (0.0, 0.0, -1.0)))
+    status = {"focal_mm": "typical of low-energy high-resolution collimators", "aperture_mm": "typical of low-energy high-resolution collimators", "intrinsic_fwhm_mm": "typical of 9.5 mm of sodium iodide"}
+    return Scanner(name, tuple(stops), hole_mm, length_mm, pixels, pixel_mm, intrinsic_fwhm_mm, status, "parallel", septa_mm)
+
+
+def rotating_lehr() -> Scanner:
+    "A rotating camera with typical numbers: 30 stops over 180°, 64 × 64 pixels of 6.8 mm."
+    return rotating_camera()
+
+
 def tiny() -> Scanner:
     "Seven coarse modules round the same field of view, for tests and lessons; goes with `tiny_grid`."
     arc = LEFT_ANTERIOR_DEG + 45.0 * np.arange(-2, 3)
@@ -141,12 +178,14 @@ def tiny_grid() -> ImageGrid:
     return ImageGrid((16, 20, 20), 12.0)
 
 
+SCANNERS = {f.__name__: f for f in (dnm570c, myospect_es, rotating_lehr, tiny)}
+
+
 def named_scanner(name: str) -> Scanner:
     "The scanner of that name; raises `InputError` listing the names there are."
-    makers = {f.__name__: f for f in (dnm570c, myospect_es, tiny)}
-    if name not in makers:
-        raise InputError(f"no scanner is called {name!r}; known: {', '.join(makers)}")
-    return makers[name]()
+    if name not in SCANNERS:
+        raise InputError(f"no scanner is called {name!r}; known: {', '.join(SCANNERS)}")
+    return SCANNERS[name]()
 
 # %% ../nbs/01_geometry.ipynb #01fd883d
 def plot_scanner(scanner: Scanner, ax=None):
@@ -174,11 +213,11 @@ def project_points(
     pinhole: Pinhole,
     scanner: Scanner,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # row, column (fractions of a pixel; 0 = centre of the first), depth mm; each (N,)
-    "Where the ray from each point through the middle of the hole meets the detector. Depth ≤ 0 is behind the hole."
+    "Where the ray from each point through the middle of the hole (or straight down a parallel hole) meets the detector. Depth ≤ 0 is behind the collimator."
     q = np.asarray(points_mm) - np.asarray(pinhole.position_mm)
     depth = q @ np.asarray(pinhole.axis)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = -scanner.focal_mm / (depth * scanner.pixel_mm)
+        scale = (1.0 if scanner.collimator == "parallel" else -scanner.focal_mm / depth) / scanner.pixel_mm
         row = (q @ np.asarray(pinhole.row)) * scale + (scanner.pixels[0] - 1) / 2
         column = (q @ np.asarray(pinhole.column)) * scale + (scanner.pixels[1] - 1) / 2
     return row, column, depth

@@ -38,7 +38,7 @@ class Guidance:
 
     The defaults are the Poisson-anchored guidance at low counts; `default_guidance(C)` adapts it, `paper_guidance(C)` gives the paper's."""
 
-    steps: int = 10  # noise levels visited; each costs `samples` network evaluations (one more in all with two_starts)
+    steps: int = 10  # noise levels visited; each costs one network evaluation per noise field (one more in all with two_starts)
     start: int | None = 600  # noise level t₀ to start from; None: T − 1, from (nearly) pure noise
     end: int = 40  # noise level of the last step
     anchor: float = 0.05  # b of the Poisson anchor in units of mean(s)/mean(v); 0: off
@@ -55,6 +55,7 @@ class Guidance:
     eta: float = 0.0  # 0: DDIM … 1: as random as DDPM, with the learned variance
     solver: str = "renoise"  # ddim | dpm2: DPM-Solver++(2M), second order | renoise: fresh noise at every step
     samples: int = 3  # fresh noise fields per step whose estimates are averaged (renoise)
+    first_samples: int | None = None  # the same for the first step alone, None: as many; 1 shows a first picture sooner
     two_starts: bool = False  # take the first step from two noise fields and average (paper)
     shared_noise: bool = False  # the same noise in all slices (paper)
     iterations: int = 48  # image updates behind x_in
@@ -79,8 +80,10 @@ class Guidance:
             raise InputError(f"solver must be 'ddim', 'dpm2' or 'renoise', got {self.solver!r}")
         if self.solver != "ddim" and (self.eta > 0 or self.two_starts):
             raise InputError(f"eta and two_starts belong to solver 'ddim', got eta {self.eta} and two_starts {self.two_starts} with {self.solver!r}")
-        if self.solver != "renoise" and self.samples > 1:
-            raise InputError(f"samples > 1 belongs to solver 'renoise', got {self.samples} with {self.solver!r}")
+        if self.first_samples is not None and (int(self.first_samples) != self.first_samples or self.first_samples < 1):
+            raise InputError(f"first_samples must be None or a whole number >= 1, got {self.first_samples}")
+        if self.solver != "renoise" and (self.samples > 1 or self.first_samples):
+            raise InputError(f"samples > 1 and first_samples belong to solver 'renoise', got {self.samples} and {self.first_samples} with {self.solver!r}")
         if self.dps_jacobian not in ("identity", "network", "raw"):
             raise InputError(f"dps_jacobian must be 'identity', 'network' or 'raw', got {self.dps_jacobian!r}")
         if self.solver == "renoise" and self.dps_jacobian != "identity":
@@ -241,8 +244,9 @@ def sample(
     for i, (t, t_next) in enumerate(zip(levels, [*levels[1:], -1], strict=True)):
         started = time.perf_counter()
         if guidance.solver == "renoise":
-            seen = [denoise(add_noise(x, next(fields), t, schedule), t) for _ in range(guidance.samples)]
-            predicted = sum(seen[1:], seen[0]) / guidance.samples
+            n_fields = guidance.first_samples if i == 0 and guidance.first_samples else guidance.samples
+            seen = [denoise(add_noise(x, next(fields), t, schedule), t) for _ in range(n_fields)]
+            predicted = sum(seen[1:], seen[0]) / n_fields
             x = x0 = _consistent(predicted, system, projections, scale, guidance, i, rise[i]) + guidance.lambda_dps * (target - predicted)
         else:
             noise = next(steps_noise) if guidance.eta > 0 else None

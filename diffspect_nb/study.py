@@ -5,6 +5,8 @@
 # %% ../nbs/04_study.ipynb #afae71e3
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,14 +18,15 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from torch import Tensor
 
 import diffspect_nb
-from .core import ImageGrid, InputError, atomic_folder, read_json, write_json
-from .geometry import Scanner, named_scanner
+from .core import ImageGrid, InputError, atomic_folder, read_json, reading, write_json
+from .geometry import SCANNERS, Scanner, named_scanner
 from .phantom import Phantom, heart_mask
 from .system import SystemMatrix, attenuation_factors, check_mu
 
 # %% auto #0
-__all__ = ['FORMAT', 'OPTIONAL', 'Study', 'simulate', 'simulate_activity', 'Mismatch', 'simulate_mismatched', 'image_as_phantom',
-           'thin', 'keep_views', 'central_row', 'save_image', 'load_image', 'sample_folder', 'reduced_study']
+__all__ = ['FORMAT', 'OPTIONAL', 'MOST_VOXELS', 'Study', 'simulate', 'simulate_activity', 'Mismatch', 'simulate_mismatched',
+           'image_as_phantom', 'thin', 'keep_views', 'central_row', 'save_image', 'load_image', 'study_hashes',
+           'sample_folder', 'reduced_study']
 
 # %% ../nbs/04_study.ipynb #913b604b
 @dataclass(frozen=True, eq=False)
@@ -224,13 +227,14 @@ def keep_views(
     study: Study,
     n: int | Sequence[int],  # how many central views, or the indices (of the scanner's modules) to keep
 ) -> Study:
-    "Only some views: the n central ones of the central row (9 = MyoSPECT ES), or those listed."
+    "Only some views: the n central ones of the central row (9 = MyoSPECT ES), n evenly spread ones of a rotating camera, or those listed."
     if isinstance(n, (int, np.integer)):
         row = central_row(study.scanner)
         if not 1 <= n <= len(row):
             raise InputError(f"views must be 1 … {len(row)} (the central row of {study.scanner.name!r}), got {n}")
         left = (len(row) - n) // 2
-        n = row[left : left + n]
+        spread = ((np.arange(n) + 0.5) * len(row) / n).astype(int)  # a rotating camera that stops less often
+        n = [row[i] for i in spread] if study.scanner.collimator == "parallel" else row[left : left + n]
     missing = [v for v in n if v not in study.views]
     if missing:
         raise InputError(f"views {missing} are not in this study, it has {list(study.views)}")
@@ -239,7 +243,9 @@ def keep_views(
 
 
 def central_row(scanner: Scanner) -> list[int]:
-    "Indices of the modules whose axis lies in the transverse plane, in order along the arc."
+    "Indices of the modules whose axis lies in the transverse plane, in order along the arc; of a rotating camera all stops as acquired."
+    if scanner.collimator == "parallel":
+        return list(range(scanner.n_views))
     flat = [i for i, p in enumerate(scanner.pinholes) if abs(p.axis[2]) < 0.1]
     middle = np.mean([scanner.pinholes[i].axis for i in flat], axis=0)
     return sorted(flat, key=lambda i: float(np.cross(middle, scanner.pinholes[i].axis)[2]))
@@ -272,14 +278,15 @@ def load_image(path: str | Path, grid: ImageGrid | None = None) -> Tensor:
     return image
 
 
+MOST_VOXELS = 2**26  # 270 times the clinical grid; a header that promises more is refused before anything is read
+
+
 def _read_nifti(path: str | Path):
-    try:
+    with reading(path, "NIfTI file"):
         nifti = nibabel.load(path)
+        if math.prod(max(0, int(n)) for n in nifti.shape) > MOST_VOXELS or nifti.get_data_dtype().itemsize > 8:
+            raise InputError(f"{path}: its header promises {nifti.shape} values of {nifti.get_data_dtype()}, allowed are {MOST_VOXELS} numbers")
         array = np.asarray(nifti.dataobj, dtype=np.float32)
-    except FileNotFoundError:
-        raise InputError(f"{path}: file not found") from None
-    except Exception as e:  # nibabel, gzip and zlib raise their own kinds for damaged files
-        raise InputError(f"{path}: not a readable NIfTI file ({e})") from None
     if array.ndim != 3:
         raise InputError(f"{path}: must be three-dimensional, got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -288,7 +295,7 @@ def _read_nifti(path: str | Path):
 
 
 def _save(study: Study, folder: Path) -> Path:
-    known = named_scanner(study.scanner.name) if study.scanner.name in ("dnm570c", "myospect_es", "tiny") else None
+    known = named_scanner(study.scanner.name) if study.scanner.name in SCANNERS else None
     head = {
         "format": FORMAT,
         "scanner": study.scanner.name if study.scanner == known else study.scanner.to_json(),
@@ -338,6 +345,12 @@ def _load(folder: Path) -> Study:
     except (InputError, TypeError) as e:
         name = "projections.nii.gz" if str(e).startswith("projections") else "study.json"
         raise InputError(f"{folder / name}: {e}") from None
+
+
+def study_hashes(folder: str | Path) -> dict[str, str]:  # file name → SHA-256
+    "What is in a study folder, for a result that must say what it was made from."
+    names = ("study.json", "projections.nii.gz", *(f"{name}.nii.gz" for name in OPTIONAL))
+    return {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in names if (Path(folder) / name).exists()}
 
 # %% ../nbs/04_study.ipynb #f265d673
 def sample_folder(name: str = "patient") -> Path:

@@ -27,12 +27,34 @@ from .core import ImageGrid, InputError, atomic_path, cache_dir
 from .geometry import Pinhole, Scanner, project_points
 
 # %% auto #0
-__all__ = ['SHIFTS', 'PRUNE', 'SPARE', 'footprint', 'check_mu', 'attenuation_factors', 'SystemMatrix', 'adjoint_gap',
-           'cache_path']
+__all__ = ['SHIFTS', 'PRUNE', 'SPARE', 'blur', 'acceptance', 'footprint', 'check_mu', 'attenuation_factors', 'SystemMatrix',
+           'adjoint_gap', 'cache_path']
 
 # %% ../nbs/03_system.ipynb #1a1046b0
 SHIFTS = 16  # sub-pixel positions per pixel and axis
-PRUNE = 3e-2  # weights below this fraction of a footprint's peak are dropped and the rest scaled up to keep the sum
+PRUNE = {"pinhole": 3e-2, "parallel": 5e-3}  # weights below this fraction of a footprint's peak are dropped and the rest scaled up to keep the sum; a Gaussian has more to lose in its tails than a disc
+
+
+def blur(depth_mm: float, scanner: Scanner, voxel_mm: float) -> tuple[float, float]:
+    "Radius of the disc that a point paints on the detector and standard deviation of the Gaussian that blurs it, both in pixels."
+    parallel = scanner.collimator == "parallel"
+    magnification = 1.0 if parallel else scanner.focal_mm / depth_mm
+    fwhm = np.hypot(scanner.intrinsic_fwhm_mm, scanner.aperture_mm * (1 + depth_mm / scanner.focal_mm) if parallel else 0.0)
+    radius = 0.0 if parallel else scanner.aperture_mm / 2 * (1 + magnification)
+    return radius / scanner.pixel_mm, float(np.hypot(fwhm / np.sqrt(8 * np.log(2)), voxel_mm * magnification / np.sqrt(12)) / scanner.pixel_mm)
+
+
+def acceptance(depth_mm: np.ndarray, lateral2: np.ndarray, scanner: Scanner) -> np.ndarray:
+    "Share of a point's photons that the collimator lets through; `lateral2` is the squared distance from the axis, mm²."
+    if scanner.collimator == "parallel":
+        d = scanner.aperture_mm
+        return np.full(np.shape(depth_mm), (0.26 * d / scanner.focal_mm * d / (d + scanner.septa_mm)) ** 2)
+    return scanner.aperture_mm**2 / (16 * depth_mm**2) * (1 + lateral2 / depth_mm**2) ** -1.5
+
+
+def _margin(scanner: Scanner) -> int:
+    "Pixels beyond the detector's edge from which a footprint may still reach it."
+    return 8 if scanner.collimator == "pinhole" else max(8, int(np.ceil(3.2 * blur(500.0, scanner, 4.0)[1])))
 
 
 def footprint(
@@ -43,20 +65,18 @@ def footprint(
     """Share of a point's accepted photons in each pixel round the one it projects to.
 
     Entry [a, b] is for a centre at ((a + ½)/SHIFTS − ½, (b + ½)/SHIFTS − ½) pixels from the middle of the central pixel."""
-    radius = scanner.aperture_mm / 2 * (1 + scanner.focal_mm / depth_mm) / scanner.pixel_mm  # pixels
-    voxel_sigma = voxel_mm * scanner.focal_mm / depth_mm / np.sqrt(12)
-    sigma = np.hypot(scanner.intrinsic_fwhm_mm / np.sqrt(8 * np.log(2)), voxel_sigma) / scanner.pixel_mm
+    radius, sigma = blur(depth_mm, scanner, voxel_mm)
     half = int(np.ceil(radius + 3.2 * sigma))  # the patch reaches this many pixels each way
     k, middle = 2 * half + 1, SHIFTS * (half + 1)
     fine = np.arange(-middle, middle + 1) / SHIFTS
     distance = np.hypot(fine[:, None], fine[None, :])
-    density = gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4)
+    density = gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4) if radius else np.exp(-0.5 * (distance / sigma) ** 2)
     summed = np.pad(density.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     start = middle + SHIFTS * np.arange(-half, half + 1)[None, :] - np.arange(SHIFTS)[:, None]  # (shift, pixel)
     lo, hi = start.reshape(-1), start.reshape(-1) + SHIFTS
     boxes = summed[np.ix_(hi, hi)] - summed[np.ix_(lo, hi)] - summed[np.ix_(hi, lo)] + summed[np.ix_(lo, lo)]
     boxes = boxes.reshape(SHIFTS, k, SHIFTS, k).transpose(0, 2, 1, 3)
-    boxes = np.where(boxes < PRUNE * boxes.max(axis=(2, 3), keepdims=True), 0, boxes)
+    boxes = np.where(boxes < PRUNE[scanner.collimator] * boxes.max(axis=(2, 3), keepdims=True), 0, boxes)
     return boxes / boxes.sum(axis=(2, 3), keepdims=True)
 
 # %% ../nbs/03_system.ipynb #bcaf57d0
@@ -78,16 +98,17 @@ def _view_block(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, level
     first, number, row_offset, col_offset, weight = ragged
     rows, cols = scanner.pixels
     row, col, depth = project_points(points_mm, pinhole, scanner)
-    margin = 8  # pixels; no footprint reaches farther
-    seen = (depth > scanner.aperture_mm) & (np.abs(row - (rows - 1) / 2) < rows / 2 + margin) & (np.abs(col - (cols - 1) / 2) < cols / 2 + margin)
+    reach = _margin(scanner)
+    seen = (depth > scanner.aperture_mm) & (np.abs(row - (rows - 1) / 2) < rows / 2 + reach) & (np.abs(col - (cols - 1) / 2) < cols / 2 + reach)
     voxel = np.flatnonzero(seen)
     row, col, depth = row[voxel], col[voxel], depth[voxel]
     lateral2 = ((points_mm[voxel] - pinhole.position_mm) ** 2).sum(1) - depth**2
-    gain = scanner.aperture_mm**2 / (16 * depth**2) * (1 + lateral2 / depth**2) ** -1.5
+    gain = acceptance(depth, lateral2, scanner)
     row0, col0 = np.floor(row + 0.5).astype(int), np.floor(col + 0.5).astype(int)
     a = np.minimum(((row + 0.5 - row0) * SHIFTS).astype(int), SHIFTS - 1)
     b = np.minimum(((col + 0.5 - col0) * SHIFTS).astype(int), SHIFTS - 1)
-    level = np.rint((1 / depth - levels[0]) / (levels[1] - levels[0])).astype(int)
+    where = depth if scanner.collimator == "parallel" else 1 / depth
+    level = np.rint((where - levels[0]) / (levels[1] - levels[0])).astype(int)
     entry = (np.clip(level, 0, len(levels) - 1) * SHIFTS + a) * SHIFTS + b
 
     n = number[entry]
@@ -107,8 +128,9 @@ def _build_blocks(scanner: Scanner, grid: ImageGrid) -> list[scipy.sparse.csr_ma
     points = grid.centers_mm()
     depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
     nearest, farthest = max(depths.min(), 2 * scanner.aperture_mm), depths.max()
-    levels = np.linspace(1 / farthest, 1 / nearest, 97)  # the disc's size is linear in 1/depth
-    ragged = _footprint_rows(scanner, grid.voxel_mm, 1 / levels)
+    parallel = scanner.collimator == "parallel"
+    levels = np.linspace(nearest, farthest, 97) if parallel else np.linspace(1 / farthest, 1 / nearest, 97)  # the blur is linear in depth, the disc's size in 1/depth
+    ragged = _footprint_rows(scanner, grid.voxel_mm, levels if parallel else 1 / levels)
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda p: _view_block(p, scanner, points, levels, ragged), scanner.pinholes))
 
@@ -145,8 +167,9 @@ def attenuation_factors(
     points = torch.as_tensor(grid.centers_mm(), dtype=torch.float32)
     extent = torch.tensor(grid.shape[::-1], dtype=torch.float32) * grid.voxel_mm / 2  # half edges x, y, z; mm
     center = torch.tensor(grid.center_mm)
-    half = (max(scanner.pixels) / 2 + 8) * scanner.pixel_mm / scanner.focal_mm  # widest tangent looked up
-    n_lateral = 2 * int(np.ceil(half * 150 / grid.voxel_mm)) + 1  # one voxel apart at 150 mm
+    parallel = scanner.collimator == "parallel"
+    half = (max(scanner.pixels) / 2 + _margin(scanner)) * scanner.pixel_mm / (1 if parallel else scanner.focal_mm)  # widest tangent (parallel: offset in mm) looked up
+    n_lateral = 2 * int(np.ceil(half * (1 if parallel else 150) / grid.voxel_mm)) + 1  # one voxel apart (pinhole: at 150 mm)
     factors = torch.ones(scanner.n_views, grid.n_voxels)
     for view, pinhole in enumerate(scanner.pinholes):
         hole, axis, row, col = (torch.tensor(v, dtype=torch.float32) for v in (pinhole.position_mm, pinhole.axis, pinhole.row, pinhole.column))
@@ -155,14 +178,16 @@ def attenuation_factors(
         n_depth = int(np.ceil(float(depth.max()) / step_mm)) + 2
         h = (torch.arange(n_depth) + 0.5) * step_mm
         u = torch.linspace(-half, half, n_lateral)
-        direction = axis + u[:, None, None] * row + u[None, :, None] * col  # (U, U, 3)
-        cone = hole + h[:, None, None, None] * direction  # (H, U, U, 3), mm
-        mu_on_cone = torch.nn.functional.grid_sample(volume, ((cone - center) / extent)[None], align_corners=False)[0, 0]
-        path = mu_on_cone.cumsum(0) * step_mm * direction.norm(dim=-1)  # up to the far end of each step
+        lateral = u[:, None, None] * row + u[None, :, None] * col  # (U, U, 3)
+        direction = axis.expand_as(lateral) if parallel else axis + lateral
+        rays = hole + h[:, None, None, None] * direction + (lateral if parallel else 0)  # (H, U, U, 3), mm
+        mu_on_rays = torch.nn.functional.grid_sample(volume, ((rays - center) / extent)[None], align_corners=False)[0, 0]
+        path = mu_on_rays.cumsum(0) * step_mm * direction.norm(dim=-1)  # up to the far end of each step
 
-        inside = torch.nonzero((depth > step_mm) & ((q @ row).abs() < half * depth) & ((q @ col).abs() < half * depth)).ravel()
-        d = depth[inside]
-        where = torch.stack([(q[inside] @ col) / d / half, (q[inside] @ row) / d / half, (d / step_mm - 1) / (n_depth - 1) * 2 - 1], dim=-1)
+        spread = torch.ones_like(depth) if parallel else depth
+        inside = torch.nonzero((depth > step_mm) & ((q @ row).abs() < half * spread) & ((q @ col).abs() < half * spread)).ravel()
+        d, wide = depth[inside], spread[inside] * half
+        where = torch.stack([(q[inside] @ col) / wide, (q[inside] @ row) / wide, (d / step_mm - 1) / (n_depth - 1) * 2 - 1], dim=-1)
         integral = torch.nn.functional.grid_sample(path[None, None], where[None, None, None], align_corners=True, padding_mode="border")
         factors[view, inside] = torch.exp(-integral[0, 0, 0, 0])
     return factors
@@ -330,7 +355,7 @@ def adjoint_gap(system: SystemMatrix, seed: int = 0) -> float:
 # %% ../nbs/03_system.ipynb #6d9c457e
 def cache_path(scanner: Scanner, grid: ImageGrid) -> Path:
     "Where the bare matrix of this scanner and grid is kept: the name is a hash of their content and of the footprint's constants."
-    content = {"scanner": scanner.to_json() | {"status": None, "name": None}, "grid": grid.to_json(), "footprint": [SHIFTS, PRUNE]}
+    content = {"scanner": scanner.to_json() | {"status": None, "name": None}, "grid": grid.to_json(), "footprint": [SHIFTS, PRUNE[scanner.collimator]]}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / f"system-{key}.safetensors"
 

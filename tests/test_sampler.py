@@ -78,10 +78,10 @@ def test_one_network_evaluation_per_step(study, system, guidance, steps):
 
 @pytest.mark.parametrize("solver", ["dpm2", "renoise"])
 def test_other_solvers_count_their_evaluations_too(study, system, solver):
-    for samples in (1, 3) if solver == "renoise" else (1,):
+    for first, samples in ((None, 1), (None, 3), (1, 3)) if solver == "renoise" else ((None, 1),):
         denoise = Counted()
-        run(study, system, Guidance(solver=solver, steps=4, samples=samples), denoise)
-        assert denoise.calls == 4 * samples
+        run(study, system, Guidance(solver=solver, steps=4, samples=samples, first_samples=first), denoise)
+        assert denoise.calls == (first or samples) + 3 * samples
 
 
 def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(system):
@@ -271,6 +271,7 @@ def test_impossible_choices_name_the_argument(name):
         ("renoise", {"eta": 0.5}),
         ("dpm2", {"two_starts": True}),
         ("ddim", {"samples": 2}),
+        ("ddim", {"first_samples": 1}),
         ("renoise", {"dps_jacobian": "network"}),
         ("dpm2", {"eta": 1.0}),
     ],

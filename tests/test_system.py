@@ -7,8 +7,9 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.geometry import Pinhole, Scanner, dnm570c, tiny, tiny_grid
+from diffspect_nb.geometry import Pinhole, Scanner, dnm570c, rotating_camera, tiny, tiny_grid
 from diffspect_nb.phantom import torso
+from diffspect_nb.study import Study, keep_views
 from diffspect_nb.system import SystemMatrix, adjoint_gap, attenuation_factors, cache_path, check_mu
 
 
@@ -277,3 +278,73 @@ def test_wrong_shapes_and_matrices_are_refused(small):
         SystemMatrix.from_matrix(np.eye(3), (1, 1, 2), (1, 1, 3))
     with pytest.raises(InputError, match=">= 0"):
         SystemMatrix.from_matrix(-np.eye(2), (1, 1, 2), (1, 1, 2))
+
+
+# --- parallel holes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def camera() -> Scanner:
+    return rotating_camera(angles_deg=[180, 90, 30], radius_mm=[200, 180, 220], pixels=(32, 48), pixel_mm=4.0)
+
+
+def test_a_point_before_parallel_holes_is_the_blur_of_the_textbook(camera):
+    "One voxel: where it lands, how many photons get through, and how wide the spot is, in closed form."
+    grid = ImageGrid((20, 24, 24), 4.0)
+    system = SystemMatrix.build(camera, grid, cache=False)
+    assert adjoint_gap(system) < 1e-5
+    for voxel in ((10, 12, 12), (6, 20, 3)):
+        image = torch.zeros(grid.shape)
+        image[voxel] = 1
+        z, y, x = (axis[i] for axis, i in zip(grid.axes_mm(), voxel, strict=True))
+        for view, (angle, radius) in enumerate(zip(np.deg2rad([180, 90, 30]), (200, 180, 220), strict=True)):
+            spot = system.forward(image)[view].double()
+            depth = radius - (x * np.sin(angle) + y * np.cos(angle))  # from the collimator's face
+            across = -x * np.cos(angle) + y * np.sin(angle)
+            rows, columns = torch.arange(32.0) - 15.5, torch.arange(48.0) - 23.5
+            assert float(spot.sum()) == pytest.approx((0.26 * 1.5**2 / (35 * 1.7)) ** 2, rel=1e-3)
+            assert float((spot.sum(0) * columns).sum() / spot.sum()) * 4 == pytest.approx(across, abs=0.3)
+            assert float((spot.sum(1) * rows).sum() / spot.sum()) * 4 == pytest.approx(-z, abs=0.3)
+            variance = (3.8**2 + (1.5 * (1 + depth / 35)) ** 2) / (8 * np.log(2)) + 2 * 4.0**2 / 12  # voxel and pixel
+            off = columns * 4 - across
+            assert float((spot.sum(0) * off**2).sum() / spot.sum()) == pytest.approx(variance, rel=0.05)  # pruned tails
+
+
+def test_parallel_rays_through_water(camera):
+    "A slab across the anterior view: exp(−μ t) for the depth t of each voxel, the same in every column."
+    grid = ImageGrid((20, 24, 24), 4.0)
+    z, y, x = np.meshgrid(*grid.axes_mm(), indexing="ij")
+    slab = torch.as_tensor(np.where(y > -20, 0.154, 0.0), dtype=torch.float32)
+    factor = attenuation_factors(slab, camera, grid)[0].reshape(grid.shape).numpy()
+    wanted = np.exp(-0.0154 * np.clip(y + 20, 0, None))
+    inside = (y < 40) & (abs(x) < 40) & (abs(z) < 34)
+    assert abs(factor - wanted)[inside].max() < 0.015
+
+
+def test_a_rotating_camera_sees_what_a_projection_of_rays_sees(camera, patient):
+    "Against a projector that only rotates and adds: without blur's help the sums over each view agree."
+    grid = patient.grid
+    two = rotating_camera(angles_deg=[180, 135], radius_mm=250, pixels=(64, 64), pixel_mm=6.8)
+    system = SystemMatrix.build(two, grid, cache=False)
+    views = system.forward(patient.activity)
+    gain = (0.26 * 1.5**2 / (35 * 1.7)) ** 2
+    assert views.sum((1, 2)).numpy() == pytest.approx(gain * float(patient.activity.sum()), rel=2e-3)
+    profile = views[0].sum(0).numpy()  # anterior: one line integral per x
+    lines = patient.activity.sum((0, 1)).numpy()
+    x, columns = grid.axes_mm()[2], (np.arange(64) - 31.5) * 6.8
+    assert (profile * columns).sum() / profile.sum() == pytest.approx((lines * x).sum() / lines.sum(), abs=0.5)
+
+
+def test_a_rotating_camera_survives_the_study_folder(tmp_path, camera):
+    grid = ImageGrid((12, 12, 12), 8.0)
+    counts = torch.poisson(torch.full((3, 32, 48), 5.0), generator=torch.Generator().manual_seed(0))
+    Study(counts, camera, grid).save(tmp_path / "s")
+    again = Study.load(tmp_path / "s")
+    assert again.scanner == camera and torch.equal(again.projections, counts)
+    assert again.system().proj_shape == (3, 32, 48)
+    assert keep_views(again, 2).views == (0, 2)  # spread, not the middle
+
+
+def test_an_unknown_collimator_is_refused(camera):
+    with pytest.raises(InputError, match="collimator must be 'pinhole' or 'parallel'"):
+        Scanner.from_json(camera.to_json() | {"collimator": "fan"})

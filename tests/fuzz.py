@@ -1,0 +1,154 @@
+"Files to spoil, ways to spoil them, and what a reader did: shared by the tests and benchmarks/fuzz.py."
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import torch
+
+from diffspect_nb.core import ImageGrid, InputError, read_json
+from diffspect_nb.dicom import read_activity, read_ct, read_interfile, read_nm, read_projections, write_nm
+from diffspect_nb.geometry import Scanner, tiny, tiny_grid
+from diffspect_nb.phantom import torso
+from diffspect_nb.study import Study, save_image, simulate
+from diffspect_nb.training import load_checkpoint
+
+GRID = ImageGrid((6, 7, 8), 4.0)
+
+
+def image() -> torch.Tensor:
+    return torch.arange(GRID.n_voxels, dtype=torch.float32).reshape(GRID.shape)
+
+
+def nm(folder: Path) -> Path:
+    "A reconstructed volume."
+    return write_nm(folder / "volume.dcm", image(), GRID)
+
+
+def nifti(folder: Path) -> Path:
+    save_image(folder / "image.nii.gz", image(), GRID)
+    return folder / "image.nii.gz"
+
+
+def projections(folder: Path) -> Path:
+    "An NM TOMO acquisition: four stops of a camera, anterior first, clockwise."
+    file = pydicom.dcmread(write_nm(folder / "tomo.dcm", torch.zeros(4, 6, 8), ImageGrid((4, 6, 8), 5.0)))
+    file.ImageType = ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]
+    rotation = pydicom.Dataset()
+    rotation.StartAngle, rotation.AngularStep, rotation.RotationDirection, rotation.RadialPosition = 180, 45, "CW", 220
+    file.RotationInformationSequence = [rotation]
+    detector = pydicom.Dataset()
+    detector.CollimatorType, detector.ImageOrientationPatient = "PARA", [1, 0, 0, 0, 0, -1]
+    file.DetectorInformationSequence = [detector]
+    file.PixelData = np.arange(4 * 6 * 8, dtype="<u2").tobytes()
+    file.save_as(folder / "tomo.dcm")
+    return folder / "tomo.dcm"
+
+
+def ct(folder: Path) -> Path:
+    "A CT series of three slices in a folder."
+    (folder / "ct").mkdir(parents=True)
+    series = pydicom.uid.generate_uid()
+    for k in range(3):
+        file = pydicom.dcmread(write_nm(folder / "ct" / f"{k}.dcm", torch.ones(1, 6, 6), ImageGrid((1, 6, 6), 4.0)))
+        del file.NumberOfFrames, file.FrameIncrementPointer, file.DetectorInformationSequence
+        file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        file.Modality, file.SeriesInstanceUID = "CT", series
+        file.ImageOrientationPatient, file.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 4 * k]
+        file.save_as(folder / "ct" / f"{k}.dcm")
+    return folder / "ct"
+
+
+def interfile(folder: Path) -> Path:
+    "A header and its numbers."
+    np.arange(60, dtype="<f4").tofile(folder / "data.v")
+    lines = ["!INTERFILE :=", "!name of data file := data.v", "!number format := float"]
+    lines += ["!number of bytes per pixel := 4", "imagedata byte order := LITTLEENDIAN"]
+    lines += [f"!matrix size [{axis}] := {n}" for axis, n in ((1, 5), (2, 4), (3, 3))]
+    (folder / "image.hv").write_text("\n".join(lines) + "\n")
+    return folder / "image.hv"
+
+
+def study(folder: Path) -> Path:
+    rng = np.random.default_rng(5)
+    simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng).save(folder / "study")
+    return folder / "study"
+
+
+def scanner(folder: Path) -> Path:
+    from diffspect_nb.core import write_json
+
+    write_json(folder / "scanner.json", tiny().to_json())
+    return folder / "scanner.json"
+
+
+def checkpoint(folder: Path) -> Path:
+    "The head of a shipped checkpoint would be too large to spoil often: a small one instead."
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.rand(4, 4)}, folder / "prior.safetensors", metadata={"config": "{}"})
+    return folder / "prior.safetensors"
+
+
+FILES: dict[str, Callable[[Path], Path]] = {
+    f.__name__: f for f in (nm, nifti, projections, ct, interfile, study, scanner, checkpoint)
+}
+READERS: dict[str, Callable[[Path], object]] = {
+    "nm": read_nm,
+    "nifti": read_activity,
+    "projections": read_projections,
+    "ct": read_ct,
+    "interfile": read_interfile,
+    "study": Study.load,
+    "scanner": lambda path: Scanner.from_json(read_json(path)),
+    "checkpoint": load_checkpoint,
+}
+INTERESTING = (b"\x00" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"1e999", b"-1", b"NaN", b"999999999999", b"../../x")
+
+
+def damaged(good: Path, folder: Path, rng: np.random.Generator) -> Path:
+    "A copy of the file or folder in which one file was truncated, flipped, spliced, stretched or repeated."
+    shutil.rmtree(folder, ignore_errors=True)
+    if good.is_dir():
+        shutil.copytree(good, folder)
+        target, answer = rng.choice(sorted(p for p in folder.rglob("*") if p.is_file())), folder
+    else:
+        shutil.copytree(good.parent, folder, ignore=shutil.ignore_patterns("damaged"))
+        beside = [p for p in folder.iterdir() if p.is_file()]
+        target = folder / good.name if rng.random() < 0.8 else rng.choice(sorted(beside))
+        answer = folder / good.name
+    data = bytearray(Path(target).read_bytes())
+    for _ in range(int(rng.integers(1, 4))):
+        at, how = int(rng.integers(len(data) + 1)), int(rng.integers(6))
+        if how == 0:
+            data = data[:at]
+        elif how == 1:
+            for k in rng.integers(len(data) or 1, size=int(rng.integers(1, 20))):
+                if k < len(data):
+                    data[k] ^= 1 << int(rng.integers(8))
+        elif how == 2:
+            data[at : at + 8] = INTERESTING[int(rng.integers(len(INTERESTING)))]
+        elif how == 3:
+            data[at:at] = rng.bytes(int(rng.integers(1, 200)))
+        elif how == 4:
+            other = int(rng.integers(len(data) + 1))
+            data[at:at] = data[other : other + 64]
+        else:
+            del data[at : at + int(rng.integers(1, 64))]
+    Path(target).write_bytes(data)
+    return answer
+
+
+def outcome(reader: str, path: Path) -> str:
+    "What the reader did: 'read', 'refused' (one line that a user can act on), or the exception that nobody should see."
+    try:
+        READERS[reader](path)
+    except InputError as e:
+        return "refused" if str(e).strip() else "refused without a word"
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return "read"
