@@ -128,6 +128,9 @@ def run_reconstruct(args: argparse.Namespace) -> None:
                 chosen[name] = getattr(args, option)
         guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views, **chosen)
         prior = pretrained(args.prior)
+        trained_mm = prior.provenance.get("config", {}).get("grid", {}).get("voxel_mm")
+        if trained_mm and abs(trained_mm - study.grid.voxel_mm) > 0.1:
+            print(f"note: the prior {args.prior!r} was trained on voxels of {trained_mm:g} mm, this study has {study.grid.voxel_mm:g} mm", file=sys.stderr)
         if checkpoint := checkpoint_path(args.prior):
             made_from["prior"] = file_hash(checkpoint)
         prior.net.to(device)

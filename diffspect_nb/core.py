@@ -5,10 +5,12 @@
 # %% ../nbs/00_core.ipynb #5330b49a
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +22,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['MOST_JSON_BYTES', 'InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json', 'reading',
-           'read_json', 'cache_dir', 'show_slices']
+__all__ = ['STALE_S', 'MOST_JSON_BYTES', 'InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json',
+           'reading', 'read_json', 'cache_dir', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
 class InputError(ValueError):
@@ -107,22 +109,50 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+STALE_S = 3600  # a part file this old belongs to a process that was killed
+
+
+def _sweep(folder: Path) -> None:
+    "Remove what killed processes left half-written in a folder."
+    for part in folder.glob(".part-*"):
+        try:
+            if time.time() - part.stat().st_mtime > STALE_S:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+        except OSError:
+            continue  # another process swept it, or it is not ours to remove
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    "A disk that is full or fails is the user's to mend: one line, not a traceback."
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as e:  # libraries wrap the operating system's error in their own
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) or "No space left" in str(e):
+            raise InputError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e})") from None
+        raise
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     "A temporary file beside `path` that takes its name only if the block succeeds. Raises `InputError` where the folder cannot be written."
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="".join(path.suffixes[-2:]))
         os.close(handle)
     except OSError as e:
         raise InputError(f"{path.parent}: cannot write there ({e.strerror})") from None
     tmp = Path(name)
     try:
-        yield tmp
-        tmp.chmod(0o644)
-        _to_disk(tmp)
-        os.replace(tmp, path)
+        with _room_for(path):
+            yield tmp
+            tmp.chmod(0o644)
+            _to_disk(tmp)
+            os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
 
@@ -135,16 +165,18 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         tmp = Path(tempfile.mkdtemp(dir=path, prefix=".part-"))
     except OSError as e:
         raise InputError(f"{path}: cannot write there ({e.strerror})") from None
     try:
-        yield tmp
-        parts = sorted(tmp.iterdir())
-        for part in parts:
-            _to_disk(part)
-        for part in parts:
-            os.replace(part, path / part.name)
+        with _room_for(path):
+            yield tmp
+            parts = sorted(tmp.iterdir())
+            for part in parts:
+                _to_disk(part)
+            for part in parts:
+                os.replace(part, path / part.name)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 

@@ -108,7 +108,7 @@ def _view_block(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, level
     a = np.minimum(((row + 0.5 - row0) * SHIFTS).astype(int), SHIFTS - 1)
     b = np.minimum(((col + 0.5 - col0) * SHIFTS).astype(int), SHIFTS - 1)
     where = depth if scanner.collimator == "parallel" else 1 / depth
-    level = np.rint((where - levels[0]) / (levels[1] - levels[0])).astype(int)
+    level = np.rint((where - levels[0]) / max(levels[1] - levels[0], 1e-12)).astype(int)  # all voxels may lie at one depth
     entry = (np.clip(level, 0, len(levels) - 1) * SHIFTS + a) * SHIFTS + b
 
     n = number[entry]
@@ -232,7 +232,10 @@ class SystemMatrix:
         else:
             blocks = _build_blocks(scanner, grid)
             if cache:
-                _save_blocks(path, blocks)
+                try:
+                    _save_blocks(path, blocks)
+                except InputError as e:  # a cache saves time; without one it is only slower
+                    warnings.warn(f"the system matrix is not kept: {e}", stacklevel=2)
         system = cls._from_blocks(blocks, grid.shape, (scanner.n_views, *scanner.pixels))
         return system if mu is None else system.attenuate(attenuation_factors(mu, scanner, grid))
 

@@ -1,0 +1,91 @@
+"Killed processes, left-overs, two writers at once: nothing half-written, nothing lost."
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+
+from diffspect_nb.core import atomic_folder, atomic_path, write_json
+
+BUILD = """
+import sys
+from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.system import SystemMatrix
+print(float(SystemMatrix.build(tiny(), tiny_grid()).sensitivity.sum()))
+"""
+
+
+def test_kills_at_random_moments_leave_whole_files_and_the_same_weights(tmp_path):
+    "A short form of benchmarks/kills.py."
+    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--training", "2", "--reconstruct", "3"]
+    done = subprocess.run([*command, "--json", tmp_path / "found.json"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["training"]["kills"] == 2 and found["reconstruct"]["kills"] == 3
+    assert found["reconstruct"]["half_written_outputs"] == 0
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    for name, age_s in ((".part-old", 7200), (".part-new", 60)):
+        for path in (tmp_path / name, tmp_path / f"{name}.json"):
+            path.mkdir() if path.suffix == "" else path.write_text("half")
+            os.utime(path, (time.time() - age_s,) * 2)
+    write_json(tmp_path / "a.json", {"whole": True})
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert ".part-old" not in left and ".part-old.json" not in left
+    assert ".part-new" in left and ".part-new.json" in left and "a.json" in left  # another process may be at work
+
+
+def test_an_interrupted_writer_keeps_the_old_result(tmp_path):
+    write_json(tmp_path / "a.json", {"n": 1})
+    for writer in (atomic_path(tmp_path / "a.json"), atomic_folder(tmp_path)):
+        try:
+            with writer as place:
+                (place / "a.json" if place.is_dir() else place).write_text('{"n": 2')
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert json.loads((tmp_path / "a.json").read_text()) == {"n": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_two_processes_build_one_matrix_at_once(tmp_path):
+    "Both get it, the cache holds one whole file, a third process reads it."
+    env = {**os.environ, "DIFFSPECT_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BUILD]
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    sums = [p.communicate(timeout=120)[0] for p in both]
+    third = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert sums[0] == sums[1] == third
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
+    "A file stands where the cache's folder should be."
+    (tmp_path / "cache").write_text("in the way")
+    env = {**os.environ, "DIFFSPECT_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", BUILD], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and float(done.stdout) > 0, done.stderr
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_result(tmp_path):
+    "The operating system says so when the file is to be on the disk."
+    code = """
+import errno, sys
+from diffspect_nb import core
+from diffspect_nb.cli import main
+def full(path): raise OSError(errno.ENOSPC, "No space left on device", str(path))
+core._to_disk = full
+sys.exit(main(["simulate", "--scanner", "tiny", "--out", sys.argv[1], "--no-reference", "--counts-total", "1e5"]))
+"""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.json").write_text("{}")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], env=env, capture_output=True, text=True)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert lines[-1].startswith("diffspect: ") and lines[-1].count("No space left") == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["study.json"]
+    assert (tmp_path / "out" / "study.json").read_text() == "{}"
