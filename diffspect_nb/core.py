@@ -194,7 +194,7 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     For foreign formats only: their libraries parse lazily and raise kinds of their own at any access to a damaged file."""
     try:
         yield
-    except InputError:
+    except (InputError, NameError, ImportError):  # already said, or our own mistake
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: file not found") from None
@@ -205,6 +205,14 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
 MOST_JSON_BYTES = 2**26
 
 
+def _finite(text: str) -> float:
+    "A number of a JSON file; NaN, Infinity and 1e999 describe nothing."
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
 def read_json(path: str | Path) -> dict:
     "Read a JSON object of at most 64 MiB; raises `InputError` that names the file."
     try:
@@ -212,7 +220,7 @@ def read_json(path: str | Path) -> dict:
             text = file.read(MOST_JSON_BYTES + 1)
         if len(text) > MOST_JSON_BYTES:
             raise InputError(f"{path}: larger than {MOST_JSON_BYTES // 2**20} MiB, this is no description of anything here")
-        data = json.loads(text.decode("utf-8"))
+        data = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
     except InputError:

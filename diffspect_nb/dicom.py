@@ -26,6 +26,12 @@ __all__ = ['WATER_PER_CM', 'BONE_PER_CM', 'BONE_HU', 'IDENTITY', 'MOST_VALUES', 
            'ct_to_mu', 'study_from_image', 'read_projections', 'write_nm', 'read_interfile', 'read_stir_pinhole']
 
 # %% ../nbs/13_dicom.ipynb #ccfe2b2d
+def _read_frames(path: str | Path):
+    "The data set and its rescaled pixels as float32."
+    dataset = pydicom.dcmread(path)
+    return dataset, dataset.pixel_array.astype(np.float32) * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
+
+
 def read_nm(path: str | Path) -> tuple[Tensor, ImageGrid]:
     """A reconstructed nuclear-medicine DICOM volume as (image (z, y, x) in stored units, grid), turned to LPS with z towards the head.
 
@@ -200,12 +206,6 @@ def read_projections(
             grid = ImageGrid((50, across, across), 4.0)
         moved = tuple(replace(p, position_mm=(*p.position_mm[:2], p.position_mm[2] + z_mm)) for p in camera.pinholes)
         return Study(torch.from_numpy(np.ascontiguousarray(frames)), replace(camera, pinholes=moved), grid, meta={"projections_from": Path(path).name})
-
-
-def _read_frames(path: str | Path):
-    "The data set and its rescaled pixels as float32."
-    dataset = pydicom.dcmread(path)
-    return dataset, dataset.pixel_array.astype(np.float32) * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
 
 # %% ../nbs/13_dicom.ipynb #4e145b86
 IDENTITY = {  # what a derived series shares with its source: (0010,…) patient and general study

@@ -266,8 +266,9 @@ def save_image(path: str | Path, image: Tensor, grid: ImageGrid) -> None:
 def load_image(path: str | Path, grid: ImageGrid | None = None) -> Tensor:
     "Read a NIfTI image as (z, y, x) float32, axes turned to this project's; with `grid`, its shape and place must match. Raises `InputError`."
     nifti, array = _read_nifti(path)
-    turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(nifti.affine), nibabel.orientations.axcodes2ornt("LPS"))
-    array = nibabel.orientations.apply_orientation(array, turn)
+    with reading(path, "NIfTI file"):  # its affine may span no volume
+        turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(nifti.affine), nibabel.orientations.axcodes2ornt("LPS"))
+        array = nibabel.orientations.apply_orientation(array, turn)
     image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 1, 0)))
     if grid is not None:
         if tuple(image.shape) != grid.shape:

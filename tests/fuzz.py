@@ -10,12 +10,13 @@ import numpy as np
 import pydicom
 import torch
 
-from diffspect_nb.core import ImageGrid, InputError, read_json
+from diffspect_nb.core import ImageGrid, InputError, read_json, write_json
 from diffspect_nb.dicom import read_activity, read_ct, read_interfile, read_nm, read_projections, write_nm
 from diffspect_nb.geometry import Scanner, tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, save_image, simulate
-from diffspect_nb.training import load_checkpoint
+from diffspect_nb.training import TrainConfig, load_checkpoint, save_checkpoint
+from diffspect_nb.unet import VolumeConfig, VolumeUNet
 
 GRID = ImageGrid((6, 7, 8), 4.0)
 
@@ -80,17 +81,18 @@ def study(folder: Path) -> Path:
 
 
 def scanner(folder: Path) -> Path:
-    from diffspect_nb.core import write_json
-
     write_json(folder / "scanner.json", tiny().to_json())
     return folder / "scanner.json"
 
 
 def checkpoint(folder: Path) -> Path:
-    "The head of a shipped checkpoint would be too large to spoil often: a small one instead."
-    from safetensors.torch import save_file
-
-    save_file({"w": torch.rand(4, 4)}, folder / "prior.safetensors", metadata={"config": "{}"})
+    "A prior of a few thousand weights: a shipped one would be too large to spoil often."
+    config = TrainConfig(
+        scanner="tiny", grid=tiny_grid(), network=VolumeConfig(widths=(4, 8), blocks=1, embedding=8, groups=2)
+    )
+    save_checkpoint(
+        folder / "prior.safetensors", VolumeUNet(config.network), {"config": config.to_json(), "steps": 1}
+    )
     return folder / "prior.safetensors"
 
 

@@ -111,7 +111,7 @@ def test_an_interrupted_save_keeps_the_earlier_study(study, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("diffspect_nb.study.save_image", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         thin(study, 0.1, np.random.default_rng(0)).save(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
