@@ -390,8 +390,8 @@ def diffusion_dashboard(study: Study | None = None, prior=None) -> Dashboard:
     clean = image / high
     controls = {
         "t": w.IntSlider(300, min=0, max=999),
-        "schedule": w.Dropdown(options=["cosine", "linear"], value="cosine"),
-        "seed": w.BoundedIntText(0, min=0, max=10**6, description="noise seed"),
+        "schedule": w.Dropdown(options=["cosine", "linear"], value="cosine", description="schedule", layout=w.Layout(width="100%")),
+        "seed": w.BoundedIntText(0, min=0, max=10**6, description="noise seed", layout=w.Layout(width="100%")),
     }
     note = w.HTML()
     viewer = VolumeViewer({"clean": clean, "noisy": clean, "denoised": clean}, study.grid, study.mu, unit="activity ÷ that of normal myocardium", window=(0, 1), cursor=center)
@@ -485,7 +485,7 @@ class ReconstructionDashboard(Dashboard):
             "severity": w.FloatSlider(0.5, min=0, max=1, step=0.05),
             "counts": w.SelectionSlider(options=[(f"{100 * c:g} %", c) for c in COUNT_LEVELS], value=0.05),
             "views": w.SelectionSlider(options=[("1", 1), ("3", 3), ("5", 5), ("7", 7), ("9", 9), ("all", 0)], value=0),
-            "preset": w.Dropdown(options=[("won on validation", "default"), ("as published", "paper"), ("your own", "own")], value="default", description="settings", layout=wide),
+            "preset": w.Dropdown(options=[("default", "default"), ("as published", "paper"), ("your own", "own")], value="default", description="settings", layout=wide),
             "lambda_dps": w.FloatSlider(0, min=0, max=1, step=0.005, readout_format=".3f"),
             "lambda_mlem": w.FloatSlider(0, min=0, max=1, step=0.005, readout_format=".3f"),
             "tv_weight": w.FloatSlider(0, min=0, max=0.1, step=0.002, readout_format=".3f"),
