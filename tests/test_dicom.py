@@ -168,6 +168,7 @@ def test_a_nifti_that_promises_too_much_takes_no_memory(tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.filterwarnings("ignore")  # pydicom says much about damaged files
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_refused_or_read_never_worse(reader, tmp_path):
     "A short form of benchmarks/fuzz.py: truncated, flipped, spliced and stretched files."

@@ -91,7 +91,7 @@ def test_a_simulated_single_pinhole_finds_its_line_sources(data_dir):
     y, x = (torch.from_numpy(a) for a in study.grid.axes_mm()[1:])
     for place in ((0, 0), (0, 10), (-10, 0)):
         near = plane * ((x[None] - place[0]) ** 2 + (y[:, None] - place[1]) ** 2 < 16)
-        found = (near * x[None]).sum() / near.sum(), (near * y[:, None]).sum() / near.sum()
+        found = [float((near * axis).sum() / near.sum()) for axis in (x[None], y[:, None])]
         assert np.hypot(found[0] - place[0], found[1] - place[1]) < 0.5
         assert 0.25 < near.sum() / plane.sum() < 0.4  # a third of the activity in each
 
@@ -107,8 +107,8 @@ def test_a_patient_before_a_rotating_camera_has_a_horseshoe_for_a_heart(data_dir
     half = keep_views(imported, 15)
     for step in mlem_steps(half.system(), half.projections, 6, n_subsets=5):
         volume = step.image.numpy()
-    inner = volume[4:16]
-    place = np.argwhere(inner > np.percentile(inner, 99.5)) + [4, 0, 0]
+    inner = volume[4:16, 8:-8, 8:-8]  # activity beyond the grid gathers at its edges
+    place = np.argwhere(inner > np.percentile(inner, 99.2)) + [4, 8, 8]
     middle = np.average(place, axis=0, weights=volume[tuple(place.T)])
     z, y, x = (middle - (np.array(volume.shape) - 1) / 2) * 6.8
     assert x > 30 and y < 20  # on the left, in front
