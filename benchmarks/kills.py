@@ -1,7 +1,8 @@
 """SIGKILL at random moments: `python benchmarks/kills.py [--training 50] [--reconstruct 100] [--json FILE]`.
 
 Training is killed and started again until it ends: its weights must be those of an unbroken run (one thread;
-how many runs end bit for bit the same is counted). A reconstruction is killed while it writes over an older result: every file must be whole, old or new."""
+how many runs end bit for bit the same is counted).
+A reconstruction is killed while it writes over an older result: every file must be whole, old or new."""
 
 import argparse
 import json
