@@ -473,12 +473,13 @@ def _save_state(folder: Path, config: TrainConfig, step: int, net: torch.nn.Modu
     tensors = {f"net.{k}": v.detach() for k, v in net.named_parameters()} | {f"averaged.{k}": v for k, v in averaged.items()}
     for (name, _), state in zip(net.named_parameters(), optimizer.state_dict()["state"].values(), strict=True):
         tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
-    with atomic_path(folder / "state.safetensors") as tmp:
-        save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, tmp, metadata={"step": str(step), "config": _identity(config)})
     kept = make_network(config.network)
     kept.load_state_dict({k: v.cpu() for k, v in averaged.items()})
     versions = {p: metadata.version(p) for p in ("torch", "numpy", "safetensors")} | {"python": platform.python_version(), "diffspect_nb": diffspect_nb.__version__}
     save_checkpoint(folder / "checkpoint.safetensors", kept, {"config": config.to_json(), "steps": step, "versions": versions, "started_from": parent, "generator": generator_fingerprint()})
+    # The state comes last: a run killed in between goes on from the older state and writes the checkpoint again.
+    with atomic_path(folder / "state.safetensors") as tmp:
+        save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, tmp, metadata={"step": str(step), "config": _identity(config)})
 
 
 def _resume(path: Path, config: TrainConfig, net: torch.nn.Module, averaged: dict[str, Tensor], optimizer) -> int:
