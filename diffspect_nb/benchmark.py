@@ -155,7 +155,11 @@ def patient_rows(
     keep_images: dict | None = None,  # filled with {(setting, method): image} if given
     classical: bool = True,
 ) -> Iterator[dict]:
-    "Rows of one patient: every method at every setting, in every region, against the truth and against the full-dose MLEM-50 image."
+    """Rows of one patient: every method at every setting, in every region, against the truth and against the full-dose MLEM-50 image.
+
+    Raises `InputError` if the study has a background: the classical rivals do not model one."""
+    if study.background is not None:
+        raise InputError(f"{name}: the benchmark compares studies without a background")
     masks = {"field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
     if study.heart is not None:
         masks = {"heart": study.heart} | masks

@@ -46,21 +46,22 @@ from diffspect_nb.benchmark import (
     write_csv,
     write_result,
 )
-from .core import ImageGrid, InputError, Step, atomic_folder, cache_dir, read_json, write_json
-from .dicom import ct_to_mu, read_activity, read_projections, read_stir_pinhole, study_from_image, write_nm
-from .geometry import SCANNERS, named_scanner
+from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, write_json
+from .dicom import Placement, ct_to_mu, fetch_scans, focus_on, plot_registration, read_activity, read_ct_mu, register_ct, scans_in, read_projections, read_stir_pinhole, study_from_image, write_nm
+from .geometry import SCANNERS, field_of_view, named_scanner
 from .metrics import best_gaussian, score, score_table
-from .mlem import mlem_steps
+from .mlem import mlem_steps, osem
 from .phantom import dilate, torso
 from .sampler import Guidance, default_guidance, measurement_support, paper_guidance, reconstruct
 from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched, study_hashes
-from .training import TrainConfig, pretrained, train
+from .training import TrainConfig, pretrained, pretrained_path, train
 from .unet import fast_dtype
 
 # %% auto #0
-__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'checkpoint_path', 'run_reconstruct', 'oracle_rivals',
-           'run_demo', 'run_simulate', 'run_import', 'run_evaluate', 'run_train', 'commit', 'real_studies',
-           'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook', 'run_dashboard', 'parser', 'main']
+__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'run_reconstruct', 'oracle_rivals', 'run_demo',
+           'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_evaluate', 'run_train', 'commit',
+           'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook', 'run_dashboard',
+           'parser', 'main']
 
 # %% ../nbs/19_cli.ipynb #0c373569
 def writable(folder: str | Path) -> Path:
@@ -88,7 +89,7 @@ def repeated(path: str | Path, args: argparse.Namespace) -> Guidance | None:
         setattr(args, name, value)
     if study_hashes(args.study) != wanted:
         raise InputError(f"{args.study}: not the study that {path} was made from, its files have other contents")
-    if guidance and checkpoint_path(args.prior) and file_hash(checkpoint_path(args.prior)) != made.get("prior"):
+    if guidance and file_hash(pretrained_path(args.prior)) != made.get("prior"):
         raise InputError(f"{path}: was made with another checkpoint called {args.prior!r}")
     if changed := sorted(k for k, v in versions().items() if earlier.get("versions", {}).get(k) != v):
         print(f"note: other versions than then of {', '.join(changed)}; the result may differ in its last digits", file=sys.stderr)
@@ -96,14 +97,9 @@ def repeated(path: str | Path, args: argparse.Namespace) -> Guidance | None:
 
 
 def file_hash(path: str | Path) -> str:
-    "SHA-256 of a file."
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def checkpoint_path(prior: str) -> Path | None:
-    "The file behind `--prior`, a shipped name or a path; None if there is none."
-    found = [p for p in (Path(prior), Path(diffspect_nb.__file__).parent / "weights" / f"{prior}.safetensors") if p.is_file()]
-    return found[-1] if found else None
+    "SHA-256 of a file; raises `InputError` if it cannot be read."
+    with reading(path, "file"):
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
@@ -131,17 +127,16 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         trained_mm = prior.provenance.get("config", {}).get("grid", {}).get("voxel_mm")
         if trained_mm and abs(trained_mm - study.grid.voxel_mm) > 0.1:
             print(f"note: the prior {args.prior!r} was trained on voxels of {trained_mm:g} mm, this study has {study.grid.voxel_mm:g} mm", file=sys.stderr)
-        if checkpoint := checkpoint_path(args.prior):
-            made_from["prior"] = file_hash(checkpoint)
+        made_from["prior"] = file_hash(pretrained_path(args.prior))
         prior.net.to(device)
         done = reconstruct(study, guidance, system=system, prior=prior)
         image, support = done.image.cpu(), done.support
         details |= {"guidance": guidance.to_json(), "scale": done.scale, "prior": {"name": args.prior, "provenance": prior.provenance}}
     else:
         iterations = args.steps or (50 if args.method == "mlem" else 5)
-        for step in mlem_steps(system, study.projections.to(device), iterations, n_subsets=1 if args.method == "mlem" else min(4, len(study.views))):
+        for step in mlem_steps(system, study.projections.to(device), iterations, background=study.background, n_subsets=1 if args.method == "mlem" else min(4, len(study.views))):
             image = step.image
-        support = measurement_support(system, study.projections.to(device), image)
+        support = measurement_support(system, study.projections.to(device), image, None if study.background is None else study.background.to(device))
         image = image.cpu() / study.count_fraction
         details["iterations"] = iterations
     support = replace(support, image=support.image.cpu())
@@ -212,17 +207,45 @@ def run_simulate(args: argparse.Namespace) -> None:
     print(f"{study.counts:,.0f} counts in {len(study.views)} views of {scanner.name}; wrote the study folder {out}")
 
 
+def placed_ct(args: argparse.Namespace, study: Study) -> torch.Tensor:
+    "Attenuation map of `--ct` on the study's grid: at `--ct-center`, registered to the counts with `--ct-register`, then moved by `--ct-nudge`."
+    volume = read_ct_mu(args.ct)
+    placement = Placement(volume.heart_guess() if args.ct_center is None else args.ct_center)
+    if args.ct_register:
+        where = torch.from_numpy(field_of_view(study.scanner, study.grid))
+        for _ in range(2):
+            corrected = replace(study, mu=ct_to_mu(volume, study.grid, placement))
+            image = osem(corrected.system(), study.projections, 4, min(4, len(study.views)))
+            placement = register_ct(volume, image, study.grid, placement, where)
+        print(f"CT registered: its point {', '.join(f'{c:.1f}' for c in placement.center_mm)} mm lies at the middle, turned by {', '.join(f'{a:.1f}' for a in placement.angles_deg)}°")
+    return ct_to_mu(volume, study.grid, placement.nudge(args.ct_nudge))
+
+
+def run_fetch(args: argparse.Namespace) -> None:
+    "`diffspect fetch FOLDER`"
+    found = fetch_scans(writable(args.folder), args.only)
+    print(f"{len(found)} files of the PhysioNet 530c set (Calixto et al. 2025, doi 10.13026/ce2z-dw74, ODbL) are in {args.folder}")
+
+
 def run_import(args: argparse.Namespace) -> None:
     "`diffspect import FILE --out STUDY`"
     out, path = writable(args.out), Path(args.file)
     grid = ImageGrid(tuple(args.shape), args.voxel_mm) if args.shape else None
+    if args.heart and args.ct:
+        raise InputError("--heart cuts a window out of the chest, and the tissue around it attenuates too: --ct cannot be used with it")
     if path.is_dir():
         study = read_stir_pinhole(path, grid)
     else:
         study = read_projections(path, grid, args.z_mm)
     if args.ct:
-        study = replace(study, mu=ct_to_mu(args.ct, study.grid, None if args.ct_center is None else tuple(args.ct_center)))
+        study = replace(study, mu=placed_ct(args, study))
+    if args.heart:
+        study = focus_on(study, tuple(args.heart))
     study.save(out)
+    if args.ct:
+        image = osem(study.system(), study.projections, 3, min(4, len(study.views)))
+        with atomic_path(out / "registration.png") as tmp:
+            plot_registration(study.mu, image, study.grid).savefig(tmp, format="png", dpi=110)
     print(f"{study.counts:,.0f} counts in {len(study.views)} views of {study.scanner.pixels[0]} × {study.scanner.pixels[1]} pixels; wrote the study folder {out}")
 
 
@@ -260,21 +283,16 @@ def commit() -> str | None:
 
 def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     "Up to five real scans of the PhysioNet 530c set taken as activity, behind acquisitions of their own; heart regions where there is an expert's mask."
-    folder = Path(folder)
-    masked = sorted(folder.glob("nifti_pairs/*_0000.nii.gz"))
-    scans = [*masked, *sorted(folder.glob("DICOM/*.dcm"))][:5]
-    if not scans:
-        raise InputError(f"{folder}: no nifti_pairs/*_0000.nii.gz and no DICOM/*.dcm of the PhysioNet 530c set there")
-
-    def make(path: Path, number: int) -> Study:
+    def make(path: Path, mask: Path | None, number: int) -> Study:
         activity, grid = read_activity(path)
         rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
         mismatch = replace(Mismatch.draw(rng), ct_shift_mm=(0.0, 0.0, 0.0))
         study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
-        heart = dilate(load_image(path.with_name(path.name.replace("_0000", ""))) > 0, 5) if path in masked else None
+        heart = None if mask is None else dilate(load_image(mask) > 0, 5)
         return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})
 
-    return {f"real scan {i + 1}": (lambda p=path, n=i: make(p, n)) for i, path in enumerate(scans)}
+    scans = list(scans_in(folder).items())[:5]
+    return {f"real scan {i + 1}": (lambda s=scan, n=i: make(*s, n)) for i, scan in enumerate(scans)}
 
 
 ABLATION = {
@@ -454,7 +472,7 @@ def parser() -> argparse.ArgumentParser:
     sim.add_argument("--counts-total", type=float, default=1e7, help="expected counts over all views")
     sim.add_argument("--activity", help="reconstructed emission image (DICOM or NIfTI) to take as the true activity")
     sim.add_argument("--heart", help="NIfTI mask of the left-ventricular wall of that image")
-    sim.add_argument("--ct", help="folder with one CT series (DICOM) that becomes the attenuation map")
+    sim.add_argument("--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map")
     sim.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the field of view")
     sim.add_argument("--no-reference", action="store_true", help="skip the full-dose MLEM-50 image")
 
@@ -464,8 +482,15 @@ def parser() -> argparse.ArgumentParser:
     im.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels of the image; default: the camera's field of view")
     im.add_argument("--voxel-mm", type=float, default=4.0, help="edge of a voxel, with --shape")
     im.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
-    im.add_argument("--ct", help="folder with one CT series (DICOM) that becomes the attenuation map")
+    im.add_argument("--heart", type=float, nargs=3, metavar=("X", "Y", "Z"), help="middle of the left ventricle (LPS, mm): cut the prior's grid out round it, with the activity outside as background")
+    im.add_argument("--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map")
     im.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the image")
+    im.add_argument("--ct-register", action="store_true", help="from there, move and turn the CT to where it explains the counts best")
+    im.add_argument("--ct-nudge", type=float, nargs=3, default=(0, 0, 0), metavar=("X", "Y", "Z"), help="then move it by so many mm to the left, back and head")
+
+    fe = command("fetch", run_fetch, "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; the one command that uses the network.")
+    fe.add_argument("folder", help="where it shall lie")
+    fe.add_argument("--only", default="*", metavar="PATTERN", help="only files that match, such as 'DICOM/*'")
 
     ev = command("evaluate", run_evaluate, "PSNR, NRMSE and SSIM of an image against a reference (NIfTI).")
     ev.add_argument("image"), ev.add_argument("reference")
@@ -505,4 +530,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as e:
         print(f"diffspect: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("diffspect: interrupted; what was written before stays as it was", file=sys.stderr)
+        return 130
     return 0

@@ -367,7 +367,7 @@ def mlem_dashboard(study: Study | None = None) -> Dashboard:
             kept[values["counts"]] = reduced_study(study, values["counts"], None, 0)
         low = kept[values["counts"]]
         quality, target = [], next(iter(known.values()), None)
-        for step in mlem_steps(system, low.projections, values["iterations"], n_subsets=values["subsets"]):
+        for step in mlem_steps(system, low.projections, values["iterations"], background=low.background, n_subsets=values["subsets"]):
             image = step.image / low.count_fraction
             if target is not None and study.heart is not None:
                 quality.append(psnr(image, target, study.heart))
@@ -430,7 +430,7 @@ def simulated_patient(seed: int = 0, sex: str = "f", size: float = 1.0, defect: 
     scanner = dnm570c()
     system = SystemMatrix.build(scanner, phantom.grid, phantom.mu)
     study = simulate(phantom, scanner, counts, rng, system)
-    return replace(study, reference=mlem(system, study.projections, 50), meta=study.meta | {"seed": seed})
+    return replace(study, reference=mlem(system, study.projections, 50, background=study.background), meta=study.meta | {"seed": seed})
 
 
 @dataclass(frozen=True)

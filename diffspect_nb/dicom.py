@@ -6,24 +6,36 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
-from dataclasses import replace
-from pathlib import Path
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pydicom
 import torch
 from scipy.ndimage import binary_dilation, gaussian_filter, map_coordinates
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
+from skimage.metrics import normalized_mutual_information
 from torch import Tensor
 
-from .core import ImageGrid, InputError, atomic_path, reading
+from .core import ImageGrid, InputError, atomic_path, reading, show_slices
 from .geometry import Scanner, rotating_camera
+from .mlem import AROUND_MM, HEART_MM, osem
 from .study import Study, load_image, simulate_activity
 
 # %% auto #0
-__all__ = ['WATER_PER_CM', 'BONE_PER_CM', 'BONE_HU', 'IDENTITY', 'MOST_VALUES', 'read_nm', 'read_activity', 'hu_to_mu', 'read_ct',
-           'ct_to_mu', 'study_from_image', 'read_projections', 'write_nm', 'read_interfile', 'read_stir_pinhole']
+__all__ = ['WATER_PER_CM', 'BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'IDENTITY', 'PHYSIONET', 'MOST_LIST_BYTES',
+           'MOST_VALUES', 'read_nm', 'stored_axes', 'orientation_cube', 'read_activity', 'hu_to_mu', 'read_ct',
+           'Placement', 'ct_to_mu', 'CTVolume', 'read_ct_mu', 'register_ct', 'plot_registration', 'study_from_image',
+           'read_projections', 'share_inside', 'focus_on', 'write_nm', 'scans_in', 'fetch_scans', 'read_interfile',
+           'read_stir_pinhole']
 
 # %% ../nbs/13_dicom.ipynb #ccfe2b2d
 def _read_frames(path: str | Path):
@@ -40,16 +52,51 @@ def read_nm(path: str | Path) -> tuple[Tensor, ImageGrid]:
         dataset, array = _read_frames(path)
         if dataset.get("Modality") != "NM" or array.ndim != 3 or "RECON TOMO" not in dataset.get("ImageType", []):
             raise InputError(f"{path}: must be a reconstructed NM volume (ImageType … RECON TOMO), got {dataset.get('Modality')} {list(dataset.get('ImageType', []))}, shape {array.shape}")
-        detector = dataset.DetectorInformationSequence[0] if "DetectorInformationSequence" in dataset else dataset
-        along_row, along_column = np.array(detector.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), dtype=float).reshape(2, 3)
-        thickness = float(dataset.get("SpacingBetweenSlices") or dataset.SliceThickness)
-        spacing = (abs(thickness), *map(float, dataset.PixelSpacing))
+        spacing = (abs(_slice_spacing(dataset)), *map(float, dataset.PixelSpacing))
         if not np.allclose(spacing, spacing[0], rtol=1e-3):
             raise InputError(f"{path}: voxels must be cubes, got {spacing} mm")
-        # Array axes (slice, row, column) as unit vectors (x, y, z); a negative spacing counts against the normal.
-        axes = np.stack([np.cross(along_row, along_column) * np.sign(thickness), along_column, along_row])
-        image = _to_lps(array, axes, path)
+        image = _to_lps(array, _stored_axes(dataset), path)
         return torch.from_numpy(image), ImageGrid(image.shape, spacing[0])
+
+
+def _slice_spacing(dataset) -> float:
+    "Signed, mm."
+    return float(dataset.get("SpacingBetweenSlices") or dataset.SliceThickness)
+
+
+def _stored_axes(dataset) -> np.ndarray:  # (3, 3), rows: slice, row and column of the stored array as unit vectors (x, y, z)
+    "Which way the stored array's axes run in the patient; a negative slice spacing counts against the normal."
+    detector = dataset.DetectorInformationSequence[0] if "DetectorInformationSequence" in dataset else dataset
+    along_row, along_column = np.array(detector.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), dtype=float).reshape(2, 3)
+    return np.stack([np.cross(along_row, along_column) * np.sign(_slice_spacing(dataset)), along_column, along_row])
+
+
+def stored_axes(path: str | Path) -> np.ndarray:  # (3, 3), rows: slice, row and column of the stored array as unit vectors (x, y, z), LPS
+    "Orientation of a reconstructed NM file as its own fields give it: Image Orientation (0020,0037), within Detector Information where it stands there, and the sign of Spacing Between Slices. Raises `InputError`."
+    with reading(path, "reconstructed NM volume"):
+        return _stored_axes(pydicom.dcmread(path, stop_before_pixels=True))
+
+
+def orientation_cube(
+    axes: np.ndarray,  # (3, 3), rows: slice, row and column of an array as unit vectors (x, y, z), LPS
+    ax=None,
+):
+    "A cube whose faces say left, right, anterior, posterior, head and feet, with the array's axes as arrows from its middle; returns the matplotlib axes."
+    ax = plt.figure(figsize=(3, 3)).add_subplot(projection="3d") if ax is None else ax
+    for letter, direction in {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}.items():
+        ax.text(*np.multiply(direction, 1.12), letter, ha="center", va="center", size=13, weight="bold", color="0.25")
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * 0.9
+    for i, a in enumerate(corners):
+        for b in corners[i + 1 :]:
+            if np.count_nonzero(a != b) == 1:
+                ax.plot(*np.stack([a, b]).T, color="0.75", lw=1)
+    for name, direction, color in zip(("slices", "rows", "columns"), np.asarray(axes, float), ("C3", "C2", "C0"), strict=True):
+        ax.quiver(0, 0, 0, *direction * 0.85, color=color, lw=2, arrow_length_ratio=0.2)
+        ax.text(*direction * 0.62, f" {name}", color=color, size=8)
+    ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), box_aspect=(1, 1, 1))
+    ax.view_init(elev=18, azim=-65)
+    ax.set_axis_off()
+    return ax
 
 
 def _to_lps(array: np.ndarray, axes: np.ndarray, source) -> np.ndarray:
@@ -95,16 +142,33 @@ def hu_to_mu(hu: np.ndarray) -> np.ndarray:  # cm⁻¹
     return np.clip(np.where(hu <= 0, soft, bone), 0, BONE_PER_CM).astype(np.float32)
 
 
+MOST_ARCHIVE_BYTES = 2**31  # unpacked; an archive that holds more is refused while it is read
+
+
+def _files_of(source: Path) -> Iterator[Path | io.BytesIO]:
+    "The files of a folder or of a tar archive (plain, gz, bz2, xz), each unpacked in memory and nowhere else."
+    if source.is_dir():
+        yield from (file for file in sorted(source.rglob("*")) if file.is_file())
+    elif source.is_file():
+        room = MOST_ARCHIVE_BYTES
+        with tarfile.open(source, "r|*") as archive:  # as a stream: no seeking back, no name is ever a path
+            for member in archive:
+                room -= max(0, member.size)
+                if room < 0:
+                    raise InputError(f"{source}: holds more than {MOST_ARCHIVE_BYTES} bytes unpacked")
+                if member.isreg():
+                    yield io.BytesIO(archive.extractfile(member).read())
+
+
 def read_ct(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "A CT series as (HU (z, y, x) with z towards the head, position of the first voxel (x, y, z) mm LPS, voxel size (z, y, x) mm). Raises `InputError`."
+    "A CT series, a folder or a tar archive of DICOM slices, as (HU (z, y, x) with z towards the head, position of the first voxel (x, y, z) mm LPS, voxel size (z, y, x) mm). Raises `InputError`."
     with reading(folder, "CT series"):
         slices = []
-        for file in sorted(Path(folder).rglob("*")) if Path(folder).is_dir() else []:
-            if file.is_file():
-                try:
-                    slices.append(pydicom.dcmread(file))
-                except pydicom.errors.InvalidDicomError:
-                    continue
+        for file in _files_of(Path(folder)):
+            try:
+                slices.append(pydicom.dcmread(file))
+            except pydicom.errors.InvalidDicomError:
+                continue
         slices = [s for s in slices if s.get("Modality") == "CT" and "ImagePositionPatient" in s]
         if len(slices) < 2:
             raise InputError(f"{folder}: must hold the DICOM slices of one CT, found {len(slices)}")
@@ -120,22 +184,72 @@ def read_ct(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return hu, np.array(slices[0].ImagePositionPatient, float), np.array([np.diff(z)[0], *map(float, slices[0].PixelSpacing)])
 
 
+@dataclass(frozen=True)
+class Placement:
+    "Where a CT lies: point p of the SPECT frame is R(angles)·(p − c) + c + center in the CT's frame, c the grid's middle. A rigid motion. Raises `InputError` on what is no number."
+
+    center_mm: tuple[float, float, float]  # point of the CT (x, y, z; its LPS mm) at the origin of the SPECT frame, before turning
+    angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)  # about x, then y, then z
+
+    def __post_init__(self):
+        for name in ("center_mm", "angles_deg"):
+            value = tuple(float(v) for v in getattr(self, name))
+            if len(value) != 3 or not np.isfinite(value).all():
+                raise InputError(f"{name} must be three numbers, got {value}")
+            object.__setattr__(self, name, value)
+
+    def nudge(self, mm: tuple[float, float, float]) -> Placement:
+        "The placement with the CT moved by so many mm to the patient's left, back and head."
+        return replace(self, center_mm=tuple(float(c) for c in np.array(self.center_mm) - self._turn() @ np.asarray(mm, float)))
+
+    def to_ct(self, points: np.ndarray, middle: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:  # (n, 3), mm
+        "Points (n, 3) of the SPECT frame, (x, y, z) mm, in the CT's frame; `middle` of the grid is what the CT turns about."
+        return (np.asarray(points, float) - middle) @ self._turn().T + middle + self.center_mm
+
+    def _turn(self) -> np.ndarray:
+        "Rotation matrix: about x, then y, then z."
+        return Rotation.from_euler("xyz", self.angles_deg, degrees=True).as_matrix()
+
+
 def ct_to_mu(
-    folder: str | Path,  # CT series
+    ct: str | Path | CTVolume,  # CT series: folder, tar archive, or what `read_ct_mu` made of it
     grid: ImageGrid,
-    center_mm: tuple[float, float, float] | None = None,  # point of the CT (x, y, z; its LPS mm) that lies at the grid's centre
+    placement: Placement | tuple[float, float, float] | None = None,  # or the point of the CT that lies at the origin
 ) -> Tensor:  # (z, y, x), cm⁻¹
     """Attenuation map of a CT on the grid: converted, blurred to the grid's voxels, interpolated; air outside the CT.
 
-    Without a centre, a point left and in front of the middle of the body at mid-height of the CT is used: a starting guess, registration is yours."""
-    hu, first, size = read_ct(folder)
-    mu = hu_to_mu(hu)
-    if center_mm is None:
-        center_mm = _heart_guess(mu, first, size)
-    blurred = gaussian_filter(mu, [grid.voxel_mm / s / np.sqrt(12) for s in size])
-    points = grid.centers_mm() + np.asarray(center_mm, float)  # x, y, z
-    index = ((points - first) / size[::-1])[:, ::-1].T  # z, y, x
-    return torch.from_numpy(map_coordinates(blurred, index, order=1, cval=0.0).reshape(grid.shape).astype(np.float32))
+    Without a placement, a point left and in front of the middle of the body at mid-height of the CT is taken as the origin: a guess that `register_ct` improves."""
+    volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
+    if not isinstance(placement, Placement):
+        placement = Placement(volume.heart_guess() if placement is None else placement)
+    blurred = gaussian_filter(volume.mu, [grid.voxel_mm / s / np.sqrt(12) for s in volume.size_mm])
+    return _looked_up(replace(volume, mu=blurred), grid, placement)
+
+
+def _looked_up(volume: CTVolume, grid: ImageGrid, placement: Placement) -> Tensor:
+    "Attenuation at the grid's voxel centres, air outside the CT."
+    points = placement.to_ct(grid.centers_mm(), grid.center_mm)
+    index = ((points - volume.first_mm) / volume.size_mm[::-1])[:, ::-1].T  # z, y, x
+    return torch.from_numpy(map_coordinates(volume.mu, index, order=1, cval=0.0).reshape(grid.shape).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class CTVolume:
+    "A CT as attenuation, on its own voxels."
+
+    mu: np.ndarray  # (z, y, x), cm⁻¹
+    first_mm: np.ndarray  # (3,) centre of the first voxel, (x, y, z), the CT's LPS mm
+    size_mm: np.ndarray  # (3,) of a voxel, (z, y, x)
+
+    def heart_guess(self) -> tuple[float, float, float]:
+        "50 mm left and 40 mm in front of the middle of the body, half-way up the CT; mm (x, y, z)."
+        return tuple(float(v) for v in _heart_guess(self.mu, self.first_mm, self.size_mm))
+
+
+def read_ct_mu(ct: str | Path) -> CTVolume:
+    "A CT series (see `read_ct`) as attenuation at 140.5 keV."
+    hu, first, size = read_ct(ct)
+    return CTVolume(hu_to_mu(hu), first, size)
 
 
 def _heart_guess(mu: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -144,6 +258,53 @@ def _heart_guess(mu: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndar
     rows, cols = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
     middle = np.array([cols.mean() * size[2], rows.mean() * size[1], len(mu) / 2 * size[0]]) + first
     return middle + [50, -40, 0]
+
+# %% ../nbs/13_dicom.ipynb #72cc863e
+def register_ct(
+    ct: str | Path | CTVolume,  # CT series: folder, tar archive, or what `read_ct_mu` made of it
+    image: Tensor,  # emission, (z, y, x), best corrected with the CT at `start`
+    grid: ImageGrid,  # of the emission
+    start: Placement | None = None,  # within about 20 mm; default: `heart_guess`
+    where: Tensor | None = None,  # voxels that the camera sees well, (z, y, x), bool; default: where the image is not 0
+) -> Placement:
+    """Rigid registration by normalised mutual information: the placement at which the CT tells most about the emission. Takes some seconds; look at `plot_registration` and `nudge`.
+
+    Raises `InputError` if the image is empty there."""
+    volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
+    start = start or Placement(volume.heart_guess())
+    emission = gaussian_filter(np.asarray(image, dtype=np.float32), 4.2 / grid.voxel_mm)
+    thin = np.zeros(grid.shape, dtype=bool)
+    thin[::2, ::2, ::2] = (emission > 0 if where is None else np.asarray(where))[::2, ::2, ::2]
+    top = np.percentile(emission[thin], 90) if thin.any() else 0.0
+    if not top > 0:
+        raise InputError("the emission image is empty where it should be registered")
+    seen, points = np.clip(emission[thin] / top, 0, 1), grid.centers_mm()[thin.ravel()]
+    tissue = gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm])
+
+    def told(v: np.ndarray) -> float:
+        places = Placement(tuple(v[:3]), tuple(v[3:]) if len(v) > 3 else start.angles_deg).to_ct(points, grid.center_mm)
+        index = ((places - volume.first_mm) / volume.size_mm[::-1])[:, ::-1].T
+        return -normalized_mutual_information(seen, map_coordinates(tissue, index, order=1), bins=24)
+
+    shifted = minimize(told, start.center_mm, method="Powell", options={"direc": 8 * np.eye(3), "xtol": 0.3, "ftol": 1e-6}).x
+    turned = minimize(told, [*shifted, *start.angles_deg], method="Powell", options={"direc": np.diag([4.0, 4, 4, 3, 3, 3]), "xtol": 0.2, "ftol": 1e-7}).x
+    return Placement(tuple(turned[:3]), tuple(turned[3:]))
+
+
+def plot_registration(mu: Tensor, image: Tensor, grid: ImageGrid) -> plt.Figure:
+    "Outlines of the tissue (lung and skin, μ = 0.04 and 0.1 cm⁻¹) over an emission image, both (z, y, x), in three planes through the image's hottest region."
+    smooth = gaussian_filter(np.asarray(image), 8 / grid.voxel_mm)
+    near = ((((grid.centers_mm() - grid.center_mm - HEART_MM) / AROUND_MM) ** 2).sum(1) < 1).reshape(grid.shape)
+    center = np.unravel_index(int(np.where(near, smooth, 0).argmax()), grid.shape)
+    fig = show_slices({"emission, tissue outlined": image}, center=center, vmax=float(np.percentile(np.asarray(image)[near], 99.5)), voxel_mm=grid.voxel_mm, cmap="gray")
+    nz, ny, nx = (n * grid.voxel_mm / 2 for n in grid.shape)
+    k, j, i = center
+    tissue = np.asarray(mu)
+    for ax, plane, (right, top) in zip(fig.axes[:3], (tissue[k], tissue[:, j], tissue[:, :, i]), ((nx, ny), (nx, nz), (ny, nz)), strict=True):
+        half = grid.voxel_mm / 2
+        across, up = (np.linspace(-end + half, end - half, n) for end, n in zip((right, top), plane.shape[::-1], strict=True))
+        ax.contour(across, up, plane, levels=[0.04, 0.1], colors=["C1", "C0"], linewidths=1)
+    return fig
 
 # %% ../nbs/13_dicom.ipynb #2093e06f
 def study_from_image(
@@ -207,6 +368,44 @@ def read_projections(
         moved = tuple(replace(p, position_mm=(*p.position_mm[:2], p.position_mm[2] + z_mm)) for p in camera.pinholes)
         return Study(torch.from_numpy(np.ascontiguousarray(frames)), replace(camera, pinholes=moved), grid, meta={"projections_from": Path(path).name})
 
+# %% ../nbs/13_dicom.ipynb #1ab2e575
+def share_inside(
+    wide: ImageGrid,
+    window: ImageGrid,
+) -> Tensor:  # (z, y, x) of the wide grid, 0 … 1
+    "Share of each voxel of `wide` that lies in the box of `window`."
+    shares = []
+    for axis, edges in zip(wide.axes_mm(), window.axes_mm(), strict=True):
+        low, high = edges[0] - window.voxel_mm / 2, edges[-1] + window.voxel_mm / 2
+        overlap = np.minimum(axis + wide.voxel_mm / 2, high) - np.maximum(axis - wide.voxel_mm / 2, low)
+        shares.append(np.clip(overlap / wide.voxel_mm, 0, 1))
+    return torch.from_numpy(np.einsum("i,j,k->ijk", *shares).astype(np.float32))
+
+
+def focus_on(
+    study: Study,  # on a grid that holds all the activity
+    heart_mm: tuple[float, float, float],  # middle of the left ventricle, (x, y, z), mm
+    window: ImageGrid | None = None,  # default: the prior's grid, placed so that the heart lies where hearts lie in it
+    n_iter: int = 6,  # OSEM passes behind the activity outside
+) -> Study:
+    """The same acquisition on a window round the heart; what its surroundings send into the detector becomes the background.
+
+    Raises `InputError` if the heart or the window's middle lies outside the study's grid, or if the study has an attenuation map: rays cross tissue outside the window, which a map of the window cannot hold."""
+    if study.mu is not None:
+        raise InputError("a study with an attenuation map cannot be cut to a window: the tissue around it attenuates too")
+    if window is None:
+        window = ImageGrid(center_mm=tuple(float(h - m) for h, m in zip(heart_mm, HEART_MM, strict=True)))
+    for name, point in (("heart", heart_mm), ("window's middle", window.center_mm)):
+        if any(not abs(p - c) <= n * study.grid.voxel_mm / 2 for p, c, n in zip(point, study.grid.center_mm, study.grid.shape[::-1], strict=True)):
+            raise InputError(f"the {name} at {tuple(point)} mm (x, y, z) lies outside the study's grid")
+    system = study.system()
+    n_views = len(study.views)
+    subsets = next(n for n in (5, 4, 3, 2, 1) if n_views % n == 0)
+    everything = osem(system, study.projections, n_iter, subsets, background=study.background)
+    outside = system.forward(everything * (1 - share_inside(study.grid, window)))
+    background = outside if study.background is None else outside + study.background
+    return replace(study, grid=window, background=background, truth=None, reference=None, heart=None)
+
 # %% ../nbs/13_dicom.ipynb #4e145b86
 IDENTITY = {  # what a derived series shares with its source: (0010,…) patient and general study
     "patient": ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
@@ -264,6 +463,55 @@ def write_nm(
     with atomic_path(path) as tmp:
         out.save_as(tmp, enforce_file_format=True)
     return Path(path)
+
+# %% ../nbs/13_dicom.ipynb #064bd00e
+PHYSIONET = "https://physionet.org/files/myocardial-perfusion-spect/1.0.0/"
+MOST_LIST_BYTES = 2**22  # of a list of files
+
+
+def scans_in(folder: str | Path) -> dict[Path, Path | None]:  # image → expert's mask of the wall, where there is one; those first
+    "Scans of the PhysioNet 530c set in a folder: DICOM with `…_mask.nii.gz` and NIfTI pairs (`…_0000.nii.gz` with its mask). Raises `InputError` if there are none."
+    folder = Path(folder)
+    files = {file.name: file for file in sorted(folder.rglob("*")) if file.is_file()}
+    found = {file: files.get(file.stem + "_mask.nii.gz") for name, file in files.items() if name.endswith(".dcm")}
+    found |= {file: files.get(name.replace("_0000.nii.gz", ".nii.gz")) for name, file in files.items() if name.endswith("_0000.nii.gz")}
+    if not found:
+        raise InputError(f"{folder}: no *.dcm and no *_0000.nii.gz of the PhysioNet 530c set there")
+    return dict(sorted(found.items(), key=lambda pair: (pair[1] is None, pair[0])))
+
+
+def fetch_scans(
+    folder: str | Path,
+    pattern: str = "*",  # of the files wanted, such as "DICOM/*"
+    url: str = PHYSIONET,
+) -> list[Path]:
+    """Download the PhysioNet 530c set, or the files of it that match, each checked by its SHA-256; files that are there already are kept.
+
+    The only function of this library that uses the network. Raises `InputError` if the server cannot be reached, lists no such file, or sends other contents."""
+    import pooch  # only here, with all its ways to the network
+    import requests
+
+    folder = Path(folder)
+    try:
+        with requests.get(url + "SHA256SUMS.txt", timeout=30, stream=True) as answer:
+            answer.raise_for_status()
+            listed = answer.raw.read(MOST_LIST_BYTES, decode_content=True).decode("utf-8", errors="replace")
+        lines = [line.split(maxsplit=1) for line in listed.splitlines() if line.strip()]
+        wanted = [(parts[0], parts[1].strip()) for parts in lines if len(parts) == 2 and fnmatch(parts[1].strip(), pattern)]
+        if not wanted:
+            raise InputError(f"{url}: lists no file that matches {pattern!r}")
+        pooch.get_logger().setLevel("ERROR")
+        found = []
+        for digest, name in wanted:
+            place = PurePosixPath(name)
+            if place.is_absolute() or ".." in place.parts or not re.fullmatch("[0-9a-f]{64}", digest):
+                raise InputError(f"{url}: its list of files holds {digest[:12]} {name!r}, which is no file of a set")
+            found.append(Path(pooch.retrieve(url + name, f"sha256:{digest}", place.name, folder / place.parent, progressbar=False)))
+        return found
+    except (requests.RequestException, OSError, ValueError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"{url}: cannot be fetched: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
 
 # %% ../nbs/13_dicom.ipynb #a9c9a05d
 MOST_VALUES = 2**28  # a header that promises more is refused before anything is read

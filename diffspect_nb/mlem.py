@@ -37,13 +37,16 @@ def poisson_deviance(projections: Tensor, expected: Tensor) -> Tensor:
     return torch.where(e > 0, deviance, torch.zeros_like(deviance)).clamp_min(0)
 
 # %% ../nbs/05_mlem.ipynb #5e1b15b7
-def _checked(system: SystemMatrix, projections: Tensor, background: Tensor | float) -> tuple[Tensor, Tensor]:
+def _checked(system: SystemMatrix, projections: Tensor, background: Tensor | float | None) -> tuple[Tensor, Tensor]:
     y = torch.as_tensor(projections, dtype=system.dtype, device=system.device)
     if y.ndim not in (3, 4) or tuple(y.shape[-3:]) != tuple(system.proj_shape):
         raise InputError(f"projections must have the system's shape {tuple(system.proj_shape)}, or be a stack of such, got {tuple(y.shape)}")
     if not torch.isfinite(y).all() or (y < 0).any():
         raise InputError("projections must be finite and >= 0")
-    r = torch.as_tensor(background, dtype=system.dtype, device=system.device).expand(y.shape)
+    r = torch.as_tensor(0.0 if background is None else background, dtype=system.dtype, device=system.device)
+    if r.ndim not in (0, 3, 4) or (r.ndim and tuple(r.shape[-3:]) != tuple(y.shape[-3:])):
+        raise InputError(f"background must be a number or have the projections' shape {tuple(y.shape)}, got {tuple(r.shape)}")
+    r = r.expand(y.shape)
     if (r < 0).any():
         raise InputError("background must be >= 0")
     return y, r
@@ -60,7 +63,7 @@ def mlem_steps(
     projections: Tensor,  # (view, row, column), counts; or a stack of acquisitions of one system
     n_iter: int = 50,
     start: Tensor | None = None,  # (z, y, x), photons; default: uniform with the measured total
-    background: Tensor | float = 0.0,  # r, counts per bin
+    background: Tensor | float | None = None,  # r, expected counts per bin that do not come from the image; None: 0
     n_subsets: int = 1,  # more than 1 is OSEM
 ) -> Iterator[Step]:
     "MLEM (Shepp & Vardi 1982; Xie et al. 2025, eq. 11) or, with subsets, OSEM (Hudson & Larkin 1994), one step per pass over all views."
@@ -106,7 +109,7 @@ def anchored_em(
     strength: float | Tensor,  # b >= 0, sensitivity per photon
     n_iter: int = 3,
     start: Tensor | None = None,  # default: the anchor
-    background: Tensor | float = 0.0,
+    background: Tensor | float | None = None,  # r, as for `mlem_steps`
     n_subsets: int = 1,
 ) -> Tensor:  # (z, y, x), photons
     """`n_iter` exact minimisations of the EM surrogate plus (b/2)‖v − v⁰‖²; with subsets, that many partial updates per iteration.
@@ -139,7 +142,7 @@ def anchored_root(e: Tensor, s: Tensor, anchor: Tensor, strength: Tensor) -> Ten
 
 # %% ../nbs/05_mlem.ipynb #88113f4a
 EARLY_UPDATES, LATE_UPDATES = 12, 48  # image updates behind the early and the late image
-HEART_MM, AROUND_MM = (-16.0, 22.0, 8.0), (75.0, 75.0, 55.0)  # where hearts lie on real scans, and how far round it to look: ellipsoid, (x, y, z), LPS
+HEART_MM, AROUND_MM = (-16.0, 22.0, 8.0), (75.0, 75.0, 55.0)  # where hearts lie on real scans, from the middle of the grid, and how far round it to look: ellipsoid, (x, y, z), LPS
 RECOVERY = {1: 0.13, 3: 0.31, 5: 0.375, 7: 0.39, 9: 0.43, 19: 0.435}  # views → 95th percentile ÷ true uptake of normal myocardium
 
 
@@ -164,7 +167,7 @@ def intensity_scale(
 ) -> float:
     "Factor from full-dose photons per voxel to the network's intensity scale, in which normal myocardium is about 1. Raises `InputError` if the image is empty there."
     smooth = gaussian_filter(early_image.detach().cpu().double().numpy(), 8.0 / grid.voxel_mm)
-    near = (((grid.centers_mm() - HEART_MM) / AROUND_MM) ** 2).sum(1) < 1
+    near = (((grid.centers_mm() - grid.center_mm - HEART_MM) / AROUND_MM) ** 2).sum(1) < 1
     top = float(np.percentile(smooth.ravel()[near], 95))
     if not top > 0:
         raise InputError("the measured counts give no image where the heart should be: nothing to scale by")

@@ -163,26 +163,31 @@ def tv_along_z(
 FLOOR = 1e-3  # smallest value an MLEM update starts from, in the network's intensity scale
 
 
-def insert_mlem(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance) -> Tensor:
+def _expected(system: SystemMatrix, image: Tensor, background: Tensor | None) -> Tensor:
+    "Counts that the model expects, (view, row, column)."
+    return system.forward(image) if background is None else system.forward(image) + background
+
+
+def insert_mlem(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance, background: Tensor | None = None) -> Tensor:
     "(1 − λ) x̂0 + λ f(x̂0), f = MLEM updates started at x̂0 [12]. x̂0 in the network's scale, (z, y, x)."
     photons = x0.clamp_min(FLOOR) / scale
-    updated = last(mlem_steps(system, projections, guidance.mlem_updates, start=photons)).image
+    updated = last(mlem_steps(system, projections, guidance.mlem_updates, start=photons, background=background)).image
     return (1 - guidance.lambda_mlem) * x0 + guidance.lambda_mlem * scale * updated
 
 
-def anchor_to_counts(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance, target: float = np.inf) -> Tensor:
+def anchor_to_counts(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance, target: float = np.inf, background: Tensor | None = None) -> Tensor:
     "Anchored EM from x̂0: the image that explains the counts and stays near x̂0. In the network's scale, (z, y, x). Stops early at a log-likelihood of `target`."
     photons = x0.clamp_min(FLOOR) / scale
     seen = system.sensitivity > 0
     strength = guidance.anchor * system.sensitivity[seen].mean() / photons[seen].mean()
     subsets = min(guidance.anchor_subsets, system.proj_shape[0])
     if np.isinf(target):
-        return scale * anchored_em(system, projections, photons, strength, guidance.anchor_updates, n_subsets=subsets)
+        return scale * anchored_em(system, projections, photons, strength, guidance.anchor_updates, background=background, n_subsets=subsets)
     v = photons
     for _ in range(guidance.anchor_updates):
-        if poisson_log_likelihood(projections, system.forward(v)) >= target:
+        if poisson_log_likelihood(projections, _expected(system, v, background)) >= target:
             break
-        v = anchored_em(system, projections, photons, strength, 1, start=v, n_subsets=subsets)
+        v = anchored_em(system, projections, photons, strength, 1, start=v, background=background, n_subsets=subsets)
     return scale * v
 
 
@@ -219,6 +224,7 @@ def sample(
     guidance: Guidance,
     schedule: NoiseSchedule | None = None,  # default: that of the denoiser, else cosine
     likelihoods: tuple[float, float] | None = None,  # log-likelihood of the early and the late image, for the likelihood schedule
+    background: Tensor | None = None,  # expected counts that do not come from the image, like projections
 ) -> Iterator[Step]:
     """Guided sampling (Xie et al. 2025, Algorithm 2), one `Step` per noise level; images in photons of this acquisition.
 
@@ -247,34 +253,34 @@ def sample(
             n_fields = guidance.first_samples if i == 0 and guidance.first_samples else guidance.samples
             seen = [denoise(add_noise(x, next(fields), t, schedule), t) for _ in range(n_fields)]
             predicted = sum(seen[1:], seen[0]) / n_fields
-            x = x0 = _consistent(predicted, system, projections, scale, guidance, i, rise[i]) + guidance.lambda_dps * (target - predicted)
+            x = x0 = _consistent(predicted, system, projections, scale, guidance, i, rise[i], background) + guidance.lambda_dps * (target - predicted)
         else:
             noise = next(steps_noise) if guidance.eta > 0 else None
-            x_next, x0 = _one_step(denoise, system, projections, target, scale, guidance, schedule, x, i, t, t_next, noise, rise[i], before)
+            x_next, x0 = _one_step(denoise, system, projections, target, scale, guidance, schedule, x, i, t, t_next, noise, rise[i], before, background)
             if i == 0 and guidance.two_starts:
                 other = add_noise(target, next(fields), t, schedule)
-                x_other, x0_other = _one_step(denoise, system, projections, target, scale, guidance, schedule, other, i, t, t_next, noise, rise[i], None)
+                x_other, x0_other = _one_step(denoise, system, projections, target, scale, guidance, schedule, other, i, t, t_next, noise, rise[i], None, background)
                 x_next, x0 = (x_next + x_other) / 2, (x0 + x0_other) / 2
             x, before = x_next, (x0, t)
         image = (x if t_next < 0 else x0).clamp_min(0) / scale
         if t_next < 0 and guidance.final_updates > 0:
-            image = last(mlem_steps(system, projections, guidance.final_updates, start=image)).image
+            image = last(mlem_steps(system, projections, guidance.final_updates, start=image, background=background)).image
         scalars = {"t": float(t), "alpha_bar": float(schedule.alpha_bar(t)), "seconds": time.perf_counter() - started}
         if t_next < 0:
-            scalars["log_likelihood"] = poisson_log_likelihood(projections, system.forward(image))
+            scalars["log_likelihood"] = poisson_log_likelihood(projections, _expected(system, image, background))
         yield Step(i + 1, guidance.steps, image, scalars)
 
 
-def _consistent(x0, system, projections, scale, guidance, i, likelihood) -> Tensor:
+def _consistent(x0, system, projections, scale, guidance, i, likelihood, background) -> Tensor:
     "x̂0 after the data (insertion, anchor) and the neighbouring slices have had their say."
     if guidance.lambda_mlem > 0 and i % guidance.mlem_interval == 0:
-        x0 = insert_mlem(x0, system, projections, scale, guidance)
+        x0 = insert_mlem(x0, system, projections, scale, guidance, background)
     if guidance.anchor > 0 and guidance.anchor_updates > 0:
-        x0 = anchor_to_counts(x0, system, projections, scale, guidance, likelihood)
+        x0 = anchor_to_counts(x0, system, projections, scale, guidance, likelihood, background)
     return tv_along_z(x0.clamp_max(guidance.ceiling), guidance.tv_weight)
 
 
-def _one_step(denoise, system, projections, target, scale, guidance, schedule, x, i, t, t_next, noise, likelihood, before) -> tuple[Tensor, Tensor]:
+def _one_step(denoise, system, projections, target, scale, guidance, schedule, x, i, t, t_next, noise, likelihood, before, background) -> tuple[Tensor, Tensor]:
     "From level t to t_next: returns x_{t'} and the guided x̂0, both in the network's scale."
     back_propagate = guidance.lambda_dps > 0 and guidance.dps_jacobian != "identity"
     v = None
@@ -287,7 +293,7 @@ def _one_step(denoise, system, projections, target, scale, guidance, schedule, x
             predicted = denoise(x_t, t)
     x0 = predicted.detach()
     eps = predict_eps(x, x0, t, schedule)
-    x0 = _consistent(x0, system, projections, scale, guidance, i, likelihood)
+    x0 = _consistent(x0, system, projections, scale, guidance, i, likelihood, background)
     if guidance.solver == "dpm2":
         x_next = dpm2_step(x, x0, t, t_next, schedule, *(before or (None, None)))
     else:
@@ -318,9 +324,9 @@ class Reconstruction:
     provenance: dict = field(default_factory=dict)  # versions, seconds, the prior's history
 
 
-def measurement_support(system: SystemMatrix, projections: Tensor, image: Tensor) -> MeasurementSupport:
-    "Poisson deviance of counts (view, row, column) against the projection of an image (z, y, x) in photons of this acquisition."
-    expected = system.forward(image)
+def measurement_support(system: SystemMatrix, projections: Tensor, image: Tensor, background: Tensor | None = None) -> MeasurementSupport:
+    "Poisson deviance of counts (view, row, column) against the projection of an image (z, y, x) in photons of this acquisition, and what else was expected."
+    expected = _expected(system, image, background)
     deviance = poisson_deviance(projections, expected)
     by_chance = poisson_deviance(torch.poisson(expected, generator=torch.Generator(expected.device).manual_seed(0)), expected)
     # Where nothing is expected the noise explains nothing; a count there is counted in full.
@@ -343,7 +349,7 @@ def beginning_steps(study: Study, guidance: Guidance, system: SystemMatrix | Non
     system = system or study.system()
     subsets = min(guidance.subsets, len(study.views))
     passes = guidance.iterations // subsets
-    for step in mlem_steps(system, study.projections.to(system.device), passes, n_subsets=subsets):
+    for step in mlem_steps(system, study.projections.to(system.device), passes, background=study.background, n_subsets=subsets):
         if step.index == EARLY_UPDATES // subsets:
             early = step
         yield Step(step.index, passes + guidance.steps, step.image / study.count_fraction, step.scalars)
@@ -369,6 +375,7 @@ def reconstruction_steps(
     beginning = beginning or (yield from beginning_steps(study, guidance, system))
     system, early, x_in = beginning.system, beginning.early.image, beginning.late.image
     y, dose = study.projections.to(system.device), study.count_fraction
+    background = None if study.background is None else study.background.to(y)
     scale = intensity_scale(early / dose, study.grid, len(study.views))
     history = {"denoiser": "given by the caller"}
     if denoise is None:
@@ -378,9 +385,9 @@ def reconstruction_steps(
     if guidance.smooth_voxels > 0:
         start = torch.from_numpy(gaussian_filter(x_in.cpu().numpy(), guidance.smooth_voxels)).to(x_in)
     likelihoods = beginning.early.scalars["log_likelihood"], beginning.late.scalars["log_likelihood"]
-    for step in sample(denoise, system, y, start, scale / dose, guidance, likelihoods=likelihoods):
+    for step in sample(denoise, system, y, start, scale / dose, guidance, likelihoods=likelihoods, background=background):
         yield Step(passes + step.index, passes + step.total, step.image / dose, step.scalars)
-    support = measurement_support(system, y, step.image)
+    support = measurement_support(system, y, step.image, background)
     versions = {"diffspect_nb": diffspect_nb.__version__, "torch": torch.__version__}
     provenance = {"versions": versions, "seconds": time.perf_counter() - started, "prior": history}
     return Reconstruction(step.image / dose, x_in / dose, scale, guidance, support, provenance)

@@ -42,6 +42,7 @@ class Study:
     truth: Tensor | None = None  # true activity, (z, y, x), photons at full dose
     reference: Tensor | None = None  # full-dose MLEM-50 image, (z, y, x), photons
     heart: Tensor | None = None  # region in which the heart is scored, (z, y, x), bool
+    background: Tensor | None = None  # expected counts that do not come from the grid (scatter, activity outside), like projections
     meta: dict = field(default_factory=dict)  # plain JSON values
 
     def __post_init__(self):
@@ -61,6 +62,11 @@ class Study:
         if float(y.sum()) <= 0:
             raise InputError("projections are empty: not a single count")
         put("projections", y)
+        if self.background is not None:
+            r = torch.as_tensor(self.background, dtype=torch.float32)
+            if r.shape != y.shape or not torch.isfinite(r).all() or (r < 0).any():
+                raise InputError(f"background must be finite, >= 0 and of the projections' shape {tuple(y.shape)}, got shape {tuple(r.shape)}")
+            put("background", r)
         if not (np.isfinite(self.count_fraction) and 0 < self.count_fraction <= 1):
             raise InputError(f"count_fraction must be in (0, 1], got {self.count_fraction}")
         if self.mu is not None:
@@ -220,7 +226,8 @@ def thin(study: Study, fraction: float, rng: np.random.Generator) -> Study:
     if not np.array_equal(y, np.round(y)):
         raise InputError("only whole counts can be thinned: these projections are not integers")
     kept = rng.binomial(y.astype(np.int64), fraction).astype(np.float32)
-    return replace(study, projections=torch.from_numpy(kept), count_fraction=study.count_fraction * fraction)
+    background = None if study.background is None else study.background * fraction
+    return replace(study, projections=torch.from_numpy(kept), background=background, count_fraction=study.count_fraction * fraction)
 
 
 def keep_views(
@@ -239,7 +246,8 @@ def keep_views(
     if missing:
         raise InputError(f"views {missing} are not in this study, it has {list(study.views)}")
     places = [study.views.index(v) for v in n]
-    return replace(study, projections=study.projections[places], views=tuple(n))
+    background = None if study.background is None else study.background[places]
+    return replace(study, projections=study.projections[places], background=background, views=tuple(n))
 
 
 def central_row(scanner: Scanner) -> list[int]:
@@ -295,6 +303,17 @@ def _read_nifti(path: str | Path):
     return nifti, array
 
 
+def _save_views(path: Path, counts: Tensor, pixel_mm: float) -> None:
+    "Write (view, row, column) as NIfTI (column, row, view): whole numbers as such."
+    array = counts.numpy().transpose(2, 1, 0)
+    whole = np.array_equal(array, np.round(array))
+    nibabel.save(nibabel.Nifti1Image(array.astype(np.int32 if whole else np.float32), np.diag([pixel_mm, pixel_mm, 1, 1])), path)
+
+
+def _load_views(path: Path) -> Tensor:
+    return torch.from_numpy(_read_nifti(path)[1].transpose(2, 1, 0).copy())
+
+
 def _save(study: Study, folder: Path) -> Path:
     known = named_scanner(study.scanner.name) if study.scanner.name in SCANNERS else None
     head = {
@@ -307,15 +326,14 @@ def _save(study: Study, folder: Path) -> Path:
     }
     images = {name: getattr(study, name) for name in OPTIONAL}
     with atomic_folder(folder) as tmp:
-        counts = study.projections.numpy().transpose(2, 1, 0)
-        whole = np.array_equal(counts, np.round(counts))
-        pixel = study.scanner.pixel_mm
-        nibabel.save(nibabel.Nifti1Image(counts.astype(np.int32 if whole else np.float32), np.diag([pixel, pixel, 1, 1])), tmp / "projections.nii.gz")
+        _save_views(tmp / "projections.nii.gz", study.projections, study.scanner.pixel_mm)
+        if study.background is not None:
+            _save_views(tmp / "background.nii.gz", study.background, study.scanner.pixel_mm)
         for name, image in images.items():
             if image is not None:
                 save_image(tmp / f"{name}.nii.gz", image, study.grid)
         write_json(tmp / "study.json", head)
-    for name, image in images.items():
+    for name, image in (images | {"background": study.background}).items():
         if image is None:
             (folder / f"{name}.nii.gz").unlink(missing_ok=True)
     return folder
@@ -333,9 +351,10 @@ def _load(folder: Path) -> Study:
         grid, fraction, views = ImageGrid.from_json(head["grid"]), float(head["count_fraction"]), head.get("views")
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{folder / 'study.json'}: {e if isinstance(e, InputError) else f'lacks or misstates {e}'}") from None
-    path = folder / "projections.nii.gz"
-    counts = torch.from_numpy(_read_nifti(path)[1].transpose(2, 1, 0).copy())
-    optional = {}
+    counts = _load_views(folder / "projections.nii.gz")
+    optional: dict[str, Tensor | None] = {}
+    if (folder / "background.nii.gz").exists():
+        optional["background"] = _load_views(folder / "background.nii.gz")
     for name in OPTIONAL:
         file = folder / f"{name}.nii.gz"
         optional[name] = load_image(file, grid) if file.exists() else None
@@ -344,13 +363,13 @@ def _load(folder: Path) -> Study:
     try:
         return Study(counts, scanner, grid, count_fraction=fraction, views=views, meta=dict(head.get("meta") or {}), **optional)
     except (InputError, TypeError) as e:
-        name = "projections.nii.gz" if str(e).startswith("projections") else "study.json"
+        name = next((f"{part}.nii.gz" for part in ("projections", "background") if str(e).startswith(part)), "study.json")
         raise InputError(f"{folder / name}: {e}") from None
 
 
 def study_hashes(folder: str | Path) -> dict[str, str]:  # file name → SHA-256
     "What is in a study folder, for a result that must say what it was made from."
-    names = ("study.json", "projections.nii.gz", *(f"{name}.nii.gz" for name in OPTIONAL))
+    names = ("study.json", "projections.nii.gz", "background.nii.gz", *(f"{name}.nii.gz" for name in OPTIONAL))
     return {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in names if (Path(folder) / name).exists()}
 
 # %% ../nbs/04_study.ipynb #f265d673

@@ -369,10 +369,10 @@ def load_checkpoint(path: str | Path) -> tuple[SliceUNet | VolumeUNet, dict]:
 
 
 def pretrained_path(name: str) -> Path:
-    "File of a shipped checkpoint; raises `InputError` listing those there are."
+    "File of a checkpoint: a .safetensors path as it is, else a shipped one; raises `InputError` listing those there are."
     folder = Path(diffspect_nb.__file__).parent / "weights"
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
+    path = Path(name) if name.endswith(".safetensors") else folder / f"{name}.safetensors"
+    if path.parent == folder and not path.is_file():
         raise InputError(f"no shipped checkpoint is called {name!r}; there are: {', '.join(sorted(p.stem for p in folder.glob('*.safetensors'))) or 'none'}")
     return path
 
@@ -411,7 +411,7 @@ class Prior:
 
 def pretrained(name: str = "diffspect") -> Prior:
     "A prior shipped with the package (`diffspect`: volumes, true activity; `mlem50`: slices, full-dose MLEM-50 images, as the paper's), or one from a .safetensors file."
-    return Prior(*load_checkpoint(Path(name) if name.endswith(".safetensors") else pretrained_path(name)))
+    return Prior(*load_checkpoint(pretrained_path(name)))
 
 # %% ../nbs/09_training.ipynb #237d6297
 def train(

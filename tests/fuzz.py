@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,14 @@ def ct(folder: Path) -> Path:
     return folder / "ct"
 
 
+def ct_archive(folder: Path) -> Path:
+    "The same series as a packed archive."
+    with tarfile.open(folder / "ct.tar.xz", "w:xz") as archive:
+        archive.add(ct(folder / "unpacked"), "ct")
+    shutil.rmtree(folder / "unpacked")
+    return folder / "ct.tar.xz"
+
+
 def interfile(folder: Path) -> Path:
     "A header and its numbers."
     np.arange(60, dtype="<f4").tofile(folder / "data.v")
@@ -76,7 +86,8 @@ def interfile(folder: Path) -> Path:
 
 def study(folder: Path) -> Path:
     rng = np.random.default_rng(5)
-    simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng).save(folder / "study")
+    made = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
+    replace(made, background=0.1 * torch.ones_like(made.projections)).save(folder / "study")
     return folder / "study"
 
 
@@ -97,13 +108,14 @@ def checkpoint(folder: Path) -> Path:
 
 
 FILES: dict[str, Callable[[Path], Path]] = {
-    f.__name__: f for f in (nm, nifti, projections, ct, interfile, study, scanner, checkpoint)
+    f.__name__: f for f in (nm, nifti, projections, ct, ct_archive, interfile, study, scanner, checkpoint)
 }
 READERS: dict[str, Callable[[Path], object]] = {
     "nm": read_nm,
     "nifti": read_activity,
     "projections": read_projections,
     "ct": read_ct,
+    "ct_archive": read_ct,
     "interfile": read_interfile,
     "study": Study.load,
     "scanner": lambda path: Scanner.from_json(read_json(path)),

@@ -1,9 +1,15 @@
 "Hospital files: what is written comes back voxel for voxel, what is damaged is one clear line."
 
 import gzip
+import hashlib
+import io
 import json
+import tarfile
+import threading
 import tracemalloc
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import nibabel
 import numpy as np
@@ -12,12 +18,29 @@ import pytest
 import torch
 from fuzz import FILES, READERS, damaged, outcome
 
+from diffspect_nb import dicom
 from diffspect_nb.cli import main
 from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.dicom import read_interfile, read_nm, read_projections, write_nm
+from diffspect_nb.dicom import (
+    PHYSIONET,
+    Placement,
+    ct_to_mu,
+    fetch_scans,
+    focus_on,
+    orientation_cube,
+    read_ct,
+    read_interfile,
+    read_nm,
+    read_projections,
+    scans_in,
+    share_inside,
+    stored_axes,
+    write_nm,
+)
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.study import Study, load_image, save_image, simulate
+from diffspect_nb.sampler import Guidance, reconstruct
+from diffspect_nb.study import Study, keep_views, load_image, save_image, simulate, thin
 
 GRID = ImageGrid((6, 7, 8), 4.0)
 
@@ -166,6 +189,160 @@ def test_a_nifti_that_promises_too_much_takes_no_memory(tmp_path):
         load_image(path)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
+
+
+# --- CT ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_packed_ct_is_the_ct_and_is_unpacked_nowhere(tmp_path):
+    folder, archive = FILES["ct"](tmp_path / "a"), FILES["ct_archive"](tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for one, other in zip(read_ct(folder), read_ct(archive), strict=True):
+        assert np.array_equal(one, other)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_hostile_archive_is_refused(tmp_path, monkeypatch):
+    "A bomb by its sizes, a member that points outside, and one that is no file."
+    monkeypatch.setattr(dicom, "MOST_ARCHIVE_BYTES", 10_000)
+    path = tmp_path / "bomb.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("zeros")
+        member.size = 20_000
+        archive.addfile(member, io.BytesIO(bytes(20_000)))
+    with pytest.raises(InputError, match="more than 10000 bytes"):
+        read_ct(path)
+    with tarfile.open(tmp_path / "out.tar", "w") as archive:
+        for name, kind in (("../../escaped.dcm", tarfile.REGTYPE), ("/etc/passwd", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd" * (kind == tarfile.SYMTYPE)
+            archive.addfile(member, io.BytesIO(b""))
+    with pytest.raises(InputError, match="found 0"):
+        read_ct(tmp_path / "out.tar")
+    assert not (tmp_path.parent.parent / "escaped.dcm").exists()
+
+
+def test_a_nudge_moves_the_ct_as_it_says(tmp_path):
+    "A block of bone, nudged by 8 mm to the left and 4 mm towards the head, is found there."
+    grid, volume = ImageGrid((12, 14, 16), 4.0), np.zeros((12, 14, 16), np.float32)
+    volume[5:7, 6:8, 7:9] = 0.2
+    first = np.array([axis[0] for axis in grid.axes_mm()[::-1]])
+    ct = dicom.CTVolume(volume, first, np.full(3, 4.0))
+    for placement in (Placement((0, 0, 0)), Placement((0, 0, 0), (0, 0, 90))):
+        still, moved = ct_to_mu(ct, grid, placement), ct_to_mu(ct, grid, placement.nudge((8, 0, 4)))
+        torch.testing.assert_close(moved[1:, :, 2:], still[:-1, :, :-2], atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="three numbers"):
+        Placement((0, 0, float("nan")))
+
+
+# --- a window round the heart -----------------------------------------------------------------------------------------
+
+
+def test_a_background_goes_where_its_counts_go(tmp_path):
+    rng = np.random.default_rng(0)
+    study = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
+    study = replace(study, background=torch.rand(study.projections.shape))
+    study.save(tmp_path / "study")
+    again = Study.load(tmp_path / "study")
+    assert torch.equal(again.background, study.background)
+    torch.testing.assert_close(thin(again, 0.25, rng).background, 0.25 * study.background)
+    few = keep_views(again, 3)
+    assert torch.equal(few.background, study.background[list(few.views)])
+    replace(study, background=None).save(tmp_path / "study")
+    assert Study.load(tmp_path / "study").background is None
+    with pytest.raises(InputError, match="background must be"):
+        replace(study, background=-study.background)
+
+
+def test_counts_of_the_background_alone_leave_an_empty_image():
+    "All that was measured is explained by the background: the guided image is dark, without it it is not."
+    rng = np.random.default_rng(0)
+    study = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
+    explained = replace(study, background=study.projections * 0.98)
+    still = Guidance(steps=2, samples=1, start=300)
+    dark, bright = (reconstruct(s, still, denoise=lambda x, t: x.clamp_min(0)) for s in (explained, study))
+    assert dark.image.sum() < 0.1 * bright.image.sum()
+    assert dark.support.reduced < 0.1 * bright.support.reduced
+
+
+def test_shares_of_voxels_add_up_to_the_window():
+    wide, window = ImageGrid((10, 12, 14), 6.8), ImageGrid((5, 7, 9), 4.0, (3.0, -2.0, 1.0))
+    share = share_inside(wide, window)
+    assert float(share.sum() * 6.8**3) == pytest.approx(window.n_voxels * 4.0**3, rel=1e-4)
+    assert 0 <= share.min() and share.max() <= 1
+
+
+def test_a_window_outside_the_grid_and_tissue_outside_the_window_are_refused():
+    rng = np.random.default_rng(0)
+    study = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
+    with pytest.raises(InputError, match="attenuation map"):
+        focus_on(study, (0, 0, 0))
+    with pytest.raises(InputError, match="the heart at"):
+        focus_on(replace(study, mu=None), (900, 0, 0))
+
+
+# --- which way is up, and where real scans come from ------------------------------------------------------------------
+
+
+def test_the_cube_shows_the_axes_that_the_file_states(tmp_path):
+    path = write_nm(tmp_path / "a.dcm", whole_numbers(), GRID)
+    assert np.array_equal(stored_axes(path), np.eye(3)[::-1])
+    file = pydicom.dcmread(path)
+    file.SpacingBetweenSlices = -4
+    file.DetectorInformationSequence[0].ImageOrientationPatient = [-1, 0, 0, 0, 1, 0]
+    file.save_as(path)
+    # row × column points to the feet, and a negative spacing turns it back
+    assert np.array_equal(stored_axes(path), [[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    assert torch.equal(read_nm(path)[0], whole_numbers().flip(2))
+    ax = orientation_cube(stored_axes(path))
+    assert {"L", "R", "A", "P", "H", "F"} <= {text.get_text().strip() for text in ax.texts}
+
+
+@pytest.fixture
+def server(tmp_path):
+    "A set of files on this machine's own loopback, laid out as PhysioNet does, and its address."
+    root = tmp_path / "server"
+    (root / "DICOM").mkdir(parents=True), (root / "NIfTI").mkdir()
+    write_nm(root / "DICOM" / "1.2.dcm", whole_numbers(), GRID)
+    write_nm(root / "DICOM" / "1.1.dcm", whole_numbers(), GRID)
+    save_image(root / "NIfTI" / "1.2_mask.nii.gz", whole_numbers() > 9, GRID)
+    files = [p for p in root.rglob("*") if p.is_file()]
+    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()} {p.relative_to(root)}\n" for p in files]
+    (root / "SHA256SUMS.txt").write_text("".join(sums))
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *a: None})
+    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=root))
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield root, f"http://127.0.0.1:{http.server_address[1]}/"
+    http.shutdown()
+
+
+def test_scans_are_fetched_checked_and_paired_with_their_masks(server, tmp_path):
+    root, url = server
+    out = tmp_path / "set"
+    assert len(fetch_scans(out, url=url)) == 3
+    listed = scans_in(out)
+    assert [p.name for p in listed] == ["1.2.dcm", "1.1.dcm"]  # with a mask first
+    assert [m and m.name for m in listed.values()] == ["1.2_mask.nii.gz", None]
+    kept = (out / "DICOM" / "1.1.dcm").stat().st_mtime_ns
+    assert len(fetch_scans(out, "DICOM/*", url)) == 2 and (out / "DICOM" / "1.1.dcm").stat().st_mtime_ns == kept
+    with pytest.raises(InputError, match="no file that matches"):
+        fetch_scans(out, "*.exe", url)
+
+
+def test_a_server_that_lies_is_not_believed(server, tmp_path):
+    root, url = server
+    (root / "DICOM" / "1.1.dcm").write_bytes(b"other contents")
+    with pytest.raises(InputError, match="cannot be fetched"):
+        fetch_scans(tmp_path / "a", "DICOM/1.1.dcm", url)
+    assert not list((tmp_path / "a").rglob("*.dcm"))
+    (root / "SHA256SUMS.txt").write_text("0" * 64 + " ../../outside.dcm\n")
+    with pytest.raises(InputError, match="no file of a set"):
+        fetch_scans(tmp_path / "b", url=url)
+    with pytest.raises(InputError, match="cannot be fetched"):
+        fetch_scans(tmp_path / "c", url="http://127.0.0.1:9/")
+    assert PHYSIONET.startswith("https://physionet.org/")
+    with pytest.raises(InputError, match="530c set"):
+        scans_in(tmp_path / "server" / "NIfTI")
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom says much about damaged files

@@ -2,13 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
+import pytest
 from conftest import ROOT
+from safetensors.numpy import load_file
 
 from diffspect_nb.core import atomic_folder, atomic_path, write_json
+from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.phantom import torso
+from diffspect_nb.study import simulate
 
 BUILD = """
 import sys
@@ -26,6 +33,61 @@ def test_kills_at_random_moments_leave_whole_files_and_the_same_weights(tmp_path
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["training"]["kills"] == 2 and found["reconstruct"]["kills"] == 3
     assert found["reconstruct"]["half_written_outputs"] == 0
+
+
+def test_a_kill_between_checkpoint_and_state_resumes_to_the_same_weights(tmp_path):
+    "The two files of a save are written one after the other; a process may end between them, at the last save too."
+    code = """
+import os, signal, sys
+from diffspect_nb import training
+from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.unet import VolumeConfig
+network = VolumeConfig(widths=(16, 24), blocks=1, embedding=32)
+config = training.TrainConfig(n_studies=2, steps=8, warmup=2, scanner="tiny", grid=tiny_grid(), network=network)
+for _ in config.cohort.make(config.label): pass
+write, saves = training.save_checkpoint, []
+def dying(path, *rest):
+    write(path, *rest)
+    saves.append(path)
+    if len(saves) == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+training.save_checkpoint = dying
+for _ in training.train(config, sys.argv[1], save_every=2): pass
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+    def run(folder: str, dies_at: int) -> int:
+        return subprocess.run([sys.executable, "-c", code, tmp_path / folder, str(dies_at)], env=env).returncode
+
+    assert run("straight", 0) == 0
+    assert [run("killed", n) for n in (2, 3, 0)] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    wanted, ended = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("straight", "killed"))
+    assert all(np.array_equal(ended[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_ctrl_c_in_a_reconstruction_is_one_line_and_keeps_the_old_result(tmp_path, earlier):
+    code = """
+import signal, sys
+from diffspect_nb import cli
+steps = cli.mlem_steps
+def interrupted(*args, **options):
+    for step in steps(*args, **options):
+        yield step
+        if step.index == 2: signal.raise_signal(signal.SIGINT)
+cli.mlem_steps = interrupted
+sys.exit(cli.main(["reconstruct", sys.argv[1], "--out", sys.argv[2], "--method", "osem"]))
+"""
+    rng = np.random.default_rng(5)
+    simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng).save(tmp_path / "study")
+    if earlier:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "result.json").write_text("{}")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, tmp_path / "study", tmp_path / "out"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.strip().splitlines()[-1].startswith("diffspect: interrupted")
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["result.json"] * earlier
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
