@@ -235,6 +235,21 @@ def test_a_nudge_moves_the_ct_as_it_says(tmp_path):
         Placement((0, 0, float("nan")))
 
 
+def test_import_places_a_ct_and_shows_where_it_lies(tmp_path, capsys):
+    source, archive = FILES["projections"](tmp_path), FILES["ct_archive"](tmp_path)
+    argv = ["import", str(source), "--out", str(tmp_path / "study"), "--shape", "6", "8", "8", "--voxel-mm", "5"]
+    center = ["--ct-center", "10", "10", "4"]
+    assert main([*argv, "--ct", str(archive), *center]) == 0
+    still = Study.load(tmp_path / "study")
+    assert (tmp_path / "study" / "registration.png").stat().st_size > 5000 and float(still.mu.max()) > 0.1
+    assert main([*argv, "--ct", str(archive), *center, "--ct-nudge", "5", "0", "0"]) == 0
+    torch.testing.assert_close(Study.load(tmp_path / "study").mu[..., 1:], still.mu[..., :-1], atol=1e-4, rtol=0)
+    assert main([*argv, "--ct", str(archive), *center, "--ct-register"]) == 0
+    assert "CT registered" in capsys.readouterr().out
+    assert main([*argv, "--ct", str(archive), "--heart", "0", "0", "0"]) == 2
+    assert "--ct cannot be used" in capsys.readouterr().err
+
+
 # --- a window round the heart -----------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,14 @@ from scipy.ndimage import map_coordinates
 
 from diffspect_nb.cli import main, masks_of
 from diffspect_nb.core import ImageGrid
-from diffspect_nb.dicom import ct_to_mu, read_activity, read_stir_pinhole, study_from_image
+from diffspect_nb.dicom import (
+    ct_to_mu,
+    focus_on,
+    read_activity,
+    read_projections,
+    read_stir_pinhole,
+    study_from_image,
+)
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.metrics import nrmse
 from diffspect_nb.mlem import mlem_steps
@@ -112,12 +119,28 @@ def test_a_patient_before_a_rotating_camera_has_a_horseshoe_for_a_heart(data_dir
     middle = np.average(place, axis=0, weights=volume[tuple(place.T)])
     z, y, x = (middle - (np.array(volume.shape) - 1) / 2) * 6.8
     assert x > 30 and y < 20  # on the left, in front
-    angle, radius = np.deg2rad(np.arange(0, 360, 15)), np.arange(0, 50, 2) / 6.8
-    rows = middle[1] + radius * np.sin(angle)[:, None]
-    columns = middle[2] + radius * np.cos(angle)[:, None]
-    plane = volume[round(middle[0])]
+    check_horseshoe(volume[round(middle[0])], middle[1], middle[2], 6.8)
+
+
+def check_horseshoe(plane: np.ndarray, row: float, column: float, voxel_mm: float) -> None:
+    "A bright wall round a dark cavity at (row, column), open to the base: behind and right of it."
+    angle, radius = np.deg2rad(np.arange(0, 360, 15)), np.arange(0, 50, 2) / voxel_mm
+    rows, columns = row + radius * np.sin(angle)[:, None], column + radius * np.cos(angle)[:, None]
     wall = map_coordinates(plane, [rows, columns], order=1).max(1)
-    cavity = map_coordinates(plane, [[middle[1]], [middle[2]]], order=1)[0]
+    cavity = map_coordinates(plane, [[row], [column]], order=1)[0]
     assert cavity < 0.3 * wall.max()
     assert (wall > 0.4 * wall.max()).mean() > 0.65
     assert 80 <= np.rad2deg(angle[wall.argmin()]) <= 190 and wall.min() < 0.3 * wall.max()
+
+
+@pytest.mark.slow
+def test_the_guided_sampler_sees_the_same_horseshoe_in_a_window_round_the_heart(data_dir):
+    "Another camera, other voxels, a body wider than the prior's grid: its surroundings are a background."
+    wide = ImageGrid((62, 58, 58), 6.8)
+    chest = keep_views(read_projections(data_dir / "rimd_spect_projection" / "00001.dcm", wide), 15)
+    study = focus_on(chest, (62, -10, -5))
+    assert study.grid.shape == (50, 70, 70) and 0.2 < study.background.sum() / study.counts < 0.9
+    done = reconstruct(study)
+    z, y, x = (round((p - axis[0]) / 4) for p, axis in zip((-5, -10, 62), study.grid.axes_mm(), strict=True))
+    check_horseshoe(done.image[z].numpy(), y, x, 4.0)
+    assert done.support.reduced < 1.5
