@@ -37,7 +37,13 @@ setup(
     url=cfg["git_url"],
     packages=find_packages(include=["diffspect_nb", "diffspect_nb.*"]),
     package_data={
-        "diffspect_nb": ["weights/*.safetensors", "static/*.js", "static/*.css", "static/jupyter/voila/templates/*/*"]
+        "diffspect_nb": [
+            "weights/*.safetensors",
+            "normals/*.safetensors",
+            "static/*.js",
+            "static/*.css",
+            "static/jupyter/voila/templates/*/*",
+        ]
     },
     cmdclass={"build_py": BuildWithSamples},
     python_requires=f">={cfg['min_python']}",

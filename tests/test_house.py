@@ -259,7 +259,8 @@ def test_built_package_holds_what_the_checkout_ships(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     built = {p.relative_to(tmp_path / "lib" / PACKAGE).as_posix() for p in (tmp_path / "lib").rglob("*") if p.is_file()}
     expected = {p.name for p in (ROOT / PACKAGE).glob("*.py")}
-    expected |= {f"weights/{p.name}" for p in (ROOT / PACKAGE / "weights").glob("*.safetensors")}
+    for folder in ("weights", "normals"):
+        expected |= {f"{folder}/{p.name}" for p in (ROOT / PACKAGE / folder).glob("*.safetensors")}
     static = ROOT / PACKAGE / "static"
     expected |= {f"static/{p.relative_to(static).as_posix()}" for p in static.rglob("*") if p.is_file()}
     expected |= {"notebooks/dashboard.ipynb"}
