@@ -46,6 +46,7 @@ from diffspect_nb.benchmark import (
     write_csv,
     write_result,
 )
+from .cardiac import THRESHOLD_SD, deficit, find_ventricle, load_normals, polar_map, reversibility, segment_table, show_reading, show_views, turned
 from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, write_json
 from .dicom import Placement, ct_to_mu, fetch_scans, focus_on, plot_registration, read_activity, read_ct_mu, register_ct, scans_in, read_projections, read_stir_pinhole, study_from_image, write_nm
 from .geometry import SCANNERS, field_of_view, named_scanner
@@ -59,7 +60,7 @@ from .unet import fast_dtype
 
 # %% auto #0
 __all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'run_reconstruct', 'oracle_rivals', 'run_demo',
-           'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_evaluate', 'run_train', 'commit',
+           'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_read', 'run_evaluate', 'run_train', 'commit',
            'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook', 'run_dashboard',
            'parser', 'main']
 
@@ -247,6 +248,46 @@ def run_import(args: argparse.Namespace) -> None:
         with atomic_path(out / "registration.png") as tmp:
             plot_registration(study.mu, image, study.grid).savefig(tmp, format="png", dpi=110)
     print(f"{study.counts:,.0f} counts in {len(study.views)} views of {study.scanner.pixels[0]} × {study.scanner.pixels[1]} pixels; wrote the study folder {out}")
+
+
+def run_read(args: argparse.Namespace) -> None:
+    "`diffspect read IMAGE [REST] --out DIR`"
+    out, normal = writable(args.out), load_normals()[args.normals]
+    if args.rest and args.mask:
+        raise InputError("--mask belongs to one image: leave it out when a rest image is read too")
+    images, ventricles, discs, grid = {}, {}, {}, None
+    for name, path in {"stress" if args.rest else "image": args.image, "rest": args.rest}.items():
+        if path is None:
+            continue
+        image, own = read_activity(path)
+        if grid is not None and own != grid:
+            raise InputError(f"{path}: stress and rest must share one grid, got {own.shape} voxels of {own.voxel_mm:g} mm and {grid.shape} of {grid.voxel_mm:g} mm")
+        grid = own
+        found = find_ventricle(image, grid, None if args.mask is None else load_image(args.mask))
+        if name != "rest":
+            found = turned(found, args.azimuth, args.elevation)
+        images[name], ventricles[name], discs[name] = image, found, polar_map(image, found, grid)
+    deficits = {name: deficit(disc, normal) for name, disc in discs.items()}
+    with atomic_folder(out) as tmp:
+        for file, figure in (("views.png", show_views(images, ventricles, grid)), ("polar.png", show_reading(discs, normal))):
+            figure.savefig(tmp / file, dpi=110)
+            plt.close(figure)
+        rows = [{"image": name} | row for name, disc in discs.items() for row in segment_table(disc)]
+        write_csv(tmp / "segments.csv", rows)
+        write_json(tmp / "reading.json", {
+            "normals": {"n": normal.n, "about": normal.about}, "versions": versions(),
+            "images": {name: {
+                "azimuth_deg": v.azimuth_deg, "elevation_deg": v.elevation_deg, "center_mm": v.center_mm.tolist(), "radius_mm": v.radius_mm, "match": v.match,
+                "extent_percent": deficits[name].extent_percent, "severity_sd": deficits[name].severity_sd,
+            } for name, v in ventricles.items()},
+        })
+    for name, v in ventricles.items():
+        d = deficits[name]
+        print(f"{name}: apex {v.azimuth_deg:.0f}° left and {v.elevation_deg:.0f}° down (match {v.match:.2f}); {d.extent_percent:.0f} % of the wall more than {THRESHOLD_SD} SD below {normal.n} simulated normals")
+    if args.rest:
+        back = reversibility(deficits["stress"], deficits["rest"], discs["stress"].area)
+        print(f"of it {back.reversible_percent:.0f} % of the wall reversible, {back.fixed_percent:.0f} % fixed")
+    print(f"wrote views.png, polar.png, segments.csv and reading.json to {out}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -491,6 +532,15 @@ def parser() -> argparse.ArgumentParser:
     fe = command("fetch", run_fetch, "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; the one command that uses the network.")
     fe.add_argument("folder", help="where it shall lie")
     fe.add_argument("--only", default="*", metavar="PATTERN", help="only files that match, such as 'DICOM/*'")
+
+    rd = command("read", run_read, "Read a heart: its axis, short and long axes, polar map with 17 segments, defects against simulated normals; stress beside rest.")
+    rd.add_argument("image", help="reconstructed image (NIfTI or NM DICOM); the stress image if a rest image is given")
+    rd.add_argument("rest", nargs="?", help="rest image on the same grid")
+    rd.add_argument("--out", default="out/reading", help="folder for views.png, polar.png, segments.csv and reading.json")
+    rd.add_argument("--mask", help="NIfTI mask of the left ventricle's wall, to find the axis in instead of the image")
+    rd.add_argument("--azimuth", type=float, help="apex from straight ahead to the patient's left, degrees, instead of what was found")
+    rd.add_argument("--elevation", type=float, help="apex downwards, degrees, likewise")
+    rd.add_argument("--normals", choices=("f", "m"), default="m", help="normal hearts of women or men")
 
     ev = command("evaluate", run_evaluate, "PSNR, NRMSE and SSIM of an image against a reference (NIfTI).")
     ev.add_argument("image"), ev.add_argument("reference")
