@@ -1,0 +1,131 @@
+"""A model observer looks for one defect: `python benchmarks/observer.py [--patients 50] [--settings 'counts 0.05' …]`.
+
+Every patient is simulated with and without a defect, and reconstructed by MLEM-50, MLEM-50 with its best Gaussian
+filter (an oracle's choice) and the guided sampler. Resumable: one JSON line per patient, setting and method. The table
+holds areas under the ROC curve with DeLong's intervals, the mean error of the defect's contrast, and, in the patients
+without one, how deep a defect the image shows at the place (false contrast)."""
+
+import argparse
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffspect_nb.observer import (
+    PATIENTS,
+    area_difference,
+    area_under_roc,
+    contrast_of,
+    hotelling_verdicts,
+    observer_pair,
+    octave_channels,
+    responses_of,
+)
+
+from diffspect_nb.benchmark import read_rows, reduced
+from diffspect_nb.cli import commit
+from diffspect_nb.core import atomic_path, write_json
+from diffspect_nb.geometry import dnm570c
+from diffspect_nb.metrics import best_gaussian
+from diffspect_nb.mlem import mlem
+from diffspect_nb.phantom import defect_weight, heart_frame, lv_wall_share, torso
+from diffspect_nb.sampler import reconstruct
+from diffspect_nb.training import pretrained
+
+FULL = ("counts 1.0", "MLEM-50")
+SETTINGS = ("counts 0.01", "counts 0.05", "counts 0.2", "views 9")
+
+
+def patient_lines(seed: int, settings: list[str], prior, done: set) -> list[dict]:
+    "Channel responses and contrasts of one patient's images."
+    scanner, channels = dnm570c(), octave_channels()
+    pair = observer_pair(seed, scanner)
+    grid = pair.present.grid
+    healthy = torso(np.random.default_rng(seed), grid, defects=[])
+    z, y, x = np.meshgrid(*grid.axes_mm(), indexing="ij", sparse=True)
+    weight = defect_weight(heart_frame(healthy.meta["heart"]), pair.defect, x, y, z) * lv_wall_share(healthy).numpy()
+    everything, lines = pair.present.system(), []
+    truth = [contrast_of(s.truth, pair, weight) for s in (pair.present, pair.absent)]
+    for setting in dict.fromkeys([FULL[0], *settings]):
+        low = [reduced(s, setting, seed + i) for i, s in enumerate((pair.present, pair.absent))]
+        system = everything.keep_views(low[0].views)
+        stack = mlem(system, torch.stack([s.projections for s in low]), 50)
+        found = {"MLEM-50": [image / s.count_fraction for image, s in zip(stack, low, strict=True)]}
+        if setting != FULL[0]:
+            found["MLEM-50, best Gaussian"] = [
+                best_gaussian(image, s.truth, s.heart)[0] for image, s in zip(found["MLEM-50"], low, strict=True)
+            ]
+            found["guided"] = [reconstruct(s, system=system, prior=prior).image for s in low]
+        for method, images in found.items():
+            if (seed, setting, method) in done:
+                continue
+            present, absent = (responses_of(image, pair, grid, channels).tolist() for image in images)
+            contrast = [contrast_of(image, pair, weight) for image in images]
+            line = {"seed": seed, "setting": setting, "method": method, "present": present, "absent": absent}
+            lines.append(line | {"contrast": contrast, "true_contrast": truth})
+    return lines
+
+
+def table(rows: list[dict]) -> list[dict]:
+    "One row per setting and method over the patients that have them all."
+    groups: dict[tuple[str, str], dict[int, dict]] = {}
+    for row in rows:
+        groups.setdefault((row["setting"], row["method"]), {})[row["seed"]] = row
+    seeds = sorted(set.intersection(*(set(group) for group in groups.values())))
+    verdicts = {
+        key: hotelling_verdicts(*(np.array([group[s][kind] for s in seeds]) for kind in ("present", "absent")))
+        for key, group in groups.items()
+    }
+    found = []
+    for (setting, method), group in groups.items():
+        area = area_under_roc(*verdicts[setting, method])
+        gap = area_difference(verdicts[setting, method], verdicts[FULL])
+        contrast, true = (np.array([group[s][k] for s in seeds]) for k in ("contrast", "true_contrast"))
+        found.append(
+            {"setting": setting, "method": method, "patients": len(seeds), "auc": area.auc, "low": area.low}
+            | {"high": area.high, "difference": gap[0], "difference_low": gap[1], "difference_high": gap[2]}
+            | {"contrast_error": float(np.abs(contrast - true)[:, 0].mean())}
+            | {"false_contrast": float((contrast - true)[:, 1].mean())}
+            | {"false_defects": int(((contrast - true)[:, 1] > 0.1).sum())}
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patients", type=int, default=50)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
+    parser.add_argument("--prior", default="diffspect")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path, prior = args.out / "observer.jsonl", pretrained(args.prior)
+    rows = read_rows(path) if path.exists() else []
+    with atomic_path(path) as tmp:  # without a last line that was cut short
+        tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = {(r["seed"], r["setting"], r["method"]) for r in rows}
+    for seed in range(PATIENTS, PATIENTS + args.patients):
+        wanted = [(seed, FULL[0], FULL[1]), *((seed, s, "guided") for s in args.settings)]
+        if all(w in done for w in wanted):
+            continue
+        started = time.perf_counter()
+        new = patient_lines(seed, args.settings, prior, done)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in new)
+        rows += new
+        print(f"patient {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+    lines = table(rows)
+    with atomic_path(args.out / "observer.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "prior": args.prior}
+    write_json(args.out / "observer.json", about)
+    for row in lines:
+        print(row["setting"], row["method"], f"AUC {row['auc']:.3f} ({row['low']:.3f} … {row['high']:.3f})")
+
+
+if __name__ == "__main__":
+    main()
