@@ -143,4 +143,4 @@ def test_the_guided_sampler_sees_the_same_horseshoe_in_a_window_round_the_heart(
     done = reconstruct(study)
     z, y, x = (round((p - axis[0]) / 4) for p, axis in zip((-5, -10, 62), study.grid.axes_mm(), strict=True))
     check_horseshoe(done.image[z].numpy(), y, x, 4.0)
-    assert done.support.reduced < 1.5
+    assert 2 < done.support.reduced < 5  # the patient's tissue is not modelled, and the deviance says so
