@@ -13,6 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from diffspect_nb.benchmark import read_rows, reduced
+from diffspect_nb.cli import commit
+from diffspect_nb.core import atomic_path, write_json
+from diffspect_nb.geometry import dnm570c
+from diffspect_nb.metrics import best_gaussian
+from diffspect_nb.mlem import mlem
 from diffspect_nb.observer import (
     PATIENTS,
     area_difference,
@@ -23,13 +30,6 @@ from diffspect_nb.observer import (
     octave_channels,
     responses_of,
 )
-
-from diffspect_nb.benchmark import read_rows, reduced
-from diffspect_nb.cli import commit
-from diffspect_nb.core import atomic_path, write_json
-from diffspect_nb.geometry import dnm570c
-from diffspect_nb.metrics import best_gaussian
-from diffspect_nb.mlem import mlem
 from diffspect_nb.phantom import defect_weight, heart_frame, lv_wall_share, torso
 from diffspect_nb.sampler import reconstruct
 from diffspect_nb.training import pretrained

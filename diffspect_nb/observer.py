@@ -5,13 +5,10 @@
 # %% ../nbs/16_observer.ipynb #5195a8c1
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy.ndimage import map_coordinates
-from scipy.stats import norm
 from torch import Tensor
 
 from .cardiac import LeftVentricle, true_ventricle
@@ -19,7 +16,6 @@ from .core import ImageGrid, InputError
 from .geometry import Scanner
 from .phantom import defect_weight, heart_frame, lv_wall_share, torso
 from .study import Mismatch, Study, simulate_mismatched
-from .system import SystemMatrix
 
 # %% auto #0
 __all__ = ['PATIENTS', 'SCANNERS_SEED', 'N_SCANNERS', 'octave_channels', 'hotelling_verdicts', 'Area', 'area_under_roc',
