@@ -245,7 +245,7 @@ def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys,
 
 def test_an_impossible_benchmark_is_refused(tmp_path, capsys):
     assert "--studies" in refused(capsys, "benchmark", "--out", tmp_path, "--studies", "0")
-    assert "no nifti_pairs" in refused(capsys, "benchmark", "--out", tmp_path, "--real", tmp_path)
+    assert "of the PhysioNet 530c set" in refused(capsys, "benchmark", "--out", tmp_path, "--real", tmp_path)
 
 
 @pytest.mark.slow
