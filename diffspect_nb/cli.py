@@ -209,7 +209,7 @@ def run_simulate(args: argparse.Namespace) -> None:
 
 
 def placed_ct(args: argparse.Namespace, study: Study) -> torch.Tensor:
-    "Attenuation map of `--ct` on the study's grid: at `--ct-center`, registered to the counts with `--ct-register`, then moved by `--ct-nudge`."
+    "Attenuation map of `--ct` on the study's grid: at `--ct-center`, registered to the image with `--ct-register`, then moved by `--ct-nudge`."
     volume = read_ct_mu(args.ct)
     placement = Placement(volume.heart_guess() if args.ct_center is None else args.ct_center)
     if args.ct_register:
@@ -526,7 +526,7 @@ def parser() -> argparse.ArgumentParser:
     im.add_argument("--heart", type=float, nargs=3, metavar=("X", "Y", "Z"), help="middle of the left ventricle (LPS, mm): cut the prior's grid out round it, with the activity outside as background")
     im.add_argument("--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map")
     im.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the image")
-    im.add_argument("--ct-register", action="store_true", help="from there, move and turn the CT to where it explains the counts best")
+    im.add_argument("--ct-register", action="store_true", help="from there, move and turn the CT to where it agrees best with the image (mutual information)")
     im.add_argument("--ct-nudge", type=float, nargs=3, default=(0, 0, 0), metavar=("X", "Y", "Z"), help="then move it by so many mm to the left, back and head")
 
     fe = command("fetch", run_fetch, "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; the one command that uses the network.")
