@@ -13,7 +13,7 @@ from diffspect_nb.core import InputError
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem, poisson_log_likelihood
 from diffspect_nb.phantom import torso
-from diffspect_nb.sampler import Guidance
+from diffspect_nb.sampler import Guidance, measurement_support
 from diffspect_nb.study import keep_views, simulate, thin
 from diffspect_nb.training import Prior, pretrained
 from diffspect_nb.uncertainty import (
@@ -28,6 +28,7 @@ from diffspect_nb.uncertainty import (
     fit_temperature,
     interval_score,
     painted_defect,
+    plot_beside,
     plot_coverage,
     plot_probe,
     posterior_samples,
@@ -394,6 +395,8 @@ def test_plots_return_axes(samples, study, system, scene):
     one = spread(samples)
     ax = plot_coverage({"raw": (one, study.truth, study.heart)})
     assert len(ax.lines) == 2 and ax.get_xlabel()
+    support = measurement_support(system, study.projections, image)
+    assert len(plot_beside(image, support).axes) == 2 * 4 and len(plot_beside(image, support, one).axes) == 3 * 4
     probes = {name: probe_region(system, expected, image, region, level) for name, level in (("a", None), ("b", 0.0))}
     ax = plot_probe(probes)
     assert len(ax.get_legend().get_texts()) == 2
