@@ -41,6 +41,7 @@ from diffspect_nb.uncertainty import (
     probe_pair,
     quick_image,
     spread,
+    start_worker,
 )
 
 DOSES = (0.01, 0.05, 0.2, 1.0)
@@ -59,7 +60,7 @@ def compute(jobs: Sequence[tuple[int, float, str]], samples: int, prior: str, ou
     "Walks of every case that is not there yet: the heart's truth, mean and standard deviation, in full-dose photons."
     jobs = [job for job in jobs if not case_file(out, *job, samples).exists()]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, start_worker) as pool:
         for seed, dose, kind in jobs:
             started = time.perf_counter()
             study = validation_study(seed)
@@ -93,10 +94,10 @@ def judged(cases: list[tuple[Spread, torch.Tensor]]) -> dict:
     return mean | {"interval_score": float(np.mean([value / float(truth.mean()) for value, truth in scores]))}
 
 
-def fitted(out: Path, seeds: Sequence[int], doses: Sequence[float], samples: int) -> tuple[dict, list[dict]]:
-    "The choice with the least score, {kind, floor, temperatures}, and a row for every choice and dose."
+def fitted(out: Path, seeds: Sequence[int], doses: Sequence[float], kinds: Sequence[str], samples: int):
+    "The choice with the least score {kind, floor, temperatures}, and a row for every choice and dose."
     rows, scores, temperatures = [], {}, {}
-    for kind in KINDS:
+    for kind in kinds:
         for floor in FLOORS:
             for dose in doses:
                 cases = [load(out, seed, dose, kind, samples, floor=floor) for seed in seeds]
@@ -137,7 +138,7 @@ def probe(path: Path, seeds: Sequence[int], prior: str, workers: int) -> list[di
     "Every pair; finished ones are read from the file."
     there = {row["patient"] for row in read_rows(path)} if path.exists() else set()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, start_worker) as pool:
         jobs = {pool.submit(pair, seed, prior): seed for seed in seeds if seed not in there}
         for job in as_completed(jobs):
             with path.open("a", encoding="utf-8") as file:
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=24, help="defects, each real and invented; 0: none")
     parser.add_argument("--samples", type=int, default=8, help="walks per patient and dose")
     parser.add_argument("--doses", type=float, nargs="+", default=DOSES)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="walks to choose from")
     parser.add_argument("--prior", default="diffspect")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("out/uncertainty"))
@@ -191,9 +193,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     validation = range(FIRST_VALIDATION, FIRST_VALIDATION + args.fit)
     test = range(FIRST_TEST, FIRST_TEST + args.test)
-    wanted = [(seed, dose, kind) for seed in validation for dose in args.doses for kind in KINDS]
+    wanted = [(seed, dose, kind) for seed in validation for dose in args.doses for kind in args.kinds]
     compute(wanted, args.samples, args.prior, out, args.workers)
-    choice, rows = fitted(out, validation, args.doses, args.samples)
+    choice, rows = fitted(out, validation, args.doses, args.kinds, args.samples)
     temperatures = tuple((dose, round(t, 3)) for dose, t in choice["temperatures"])
     calibration = Calibration(temperatures, choice["floor"], args.samples, KINDS[choice["kind"]], mark)
     compute([(s, d, choice["kind"]) for s in test for d in args.doses], args.samples, args.prior, out, args.workers)

@@ -1,6 +1,9 @@
 "Uncertainty: samples by seed alone, intervals that cover what they promise, a probe against closed forms."
 
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -47,8 +50,6 @@ def halve(x, t):
 
 
 def ends_the_process(x, t):
-    import os
-
     os._exit(3)
 
 
@@ -153,6 +154,34 @@ def test_a_matrix_is_not_sent_to_workers(study, system):
 def test_a_worker_that_dies_is_reported_in_one_line(study):
     with pytest.raises(InputError, match="a worker process died"):
         posterior_samples(study, 2, denoise=ends_the_process, workers=2)
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from diffspect_nb.uncertainty import start_worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), start_worker)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60).result()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=env)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        time.sleep(0.1)
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+            return  # ended, and nobody has asked how
+    os.kill(worker, 9)
+    pytest.fail("a worker outlived its parent by ten seconds")
 
 
 def test_a_pool_of_the_callers_own(study, samples):
