@@ -402,12 +402,14 @@ def test_auc_counts_pairs():
 
 
 def test_a_painted_defect_darkens_the_wall_alone():
-    patient = torso(np.random.default_rng(4), defects=1)
-    defect = patient.defects[0]
-    image = torch.ones(patient.grid.shape)
-    painted = painted_defect(image, patient, defect)
-    assert float(painted.min()) == pytest.approx(1 - defect["severity"], abs=0.05)
-    assert float((painted < 0.999).float().mean()) < 0.01 and float(painted.max()) == 1
+    sick, healthy = (torso(np.random.default_rng(4), defects=n) for n in (1, 0))
+    image = torch.ones(sick.grid.shape)
+    sharp, soft = (painted_defect(image, sick, healthy, blur) for blur in (0, 1.5))
+    severity = sick.defects[0]["severity"]
+    assert float(sharp.min()) == pytest.approx(1 - severity, abs=0.05) and float(sharp.max()) == pytest.approx(1)
+    assert 1 - severity < float(soft.min()) < 1 - severity / 2 and float(soft.max()) == pytest.approx(1)
+    assert float((soft < 0.99).float().mean()) < 0.02
+    assert torch.equal(painted_defect(image, healthy, healthy), image)
 
 
 @pytest.mark.slow
