@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -158,15 +159,15 @@ def probe(path: Path, seeds: Sequence[int], prior: str, workers: int) -> list[di
 
 
 def probe_table(rows: list[dict]) -> list[dict]:
-    "Area under the curve per setting and image, over all defects and over the mild ones."
+    "Area under the curve per setting, image and way of asking, over all defects and over the mild ones."
     table = []
     for setting, image in dict.fromkeys((row["setting"], row["image"]) for row in rows):
-        for name, most in (("all", 1.0), ("milder than 0.3", 0.3)):
+        for way, (name, most) in product(("shape", "region"), (("all", 1.0), ("milder than 0.3", 0.3))):
             some = [r for r in rows if (r["setting"], r["image"]) == (setting, image) and r["severity"] < most]
             if some:
-                real, invented = ([r[f"{kind}_llr"] for r in some] for kind in ("real", "invented"))
+                real, invented = ([r[f"{kind}_{way}_llr"] for r in some] for kind in ("real", "invented"))
                 right = sum(a > 0 for a in real) + sum(b < 0 for b in invented)
-                row = {"setting": setting, "image": image, "defects": name, "pairs": len(some)}
+                row = {"setting": setting, "image": image, "probe": way, "defects": name, "pairs": len(some)}
                 row |= {"auc": auc(real, invented), "sign_right": right / (2 * len(some))}
                 row |= {"median_real": float(np.median(real)), "median_invented": float(np.median(invented))}
                 table.append(row)
