@@ -1,0 +1,434 @@
+"Uncertainty: samples by seed alone, intervals that cover what they promise, a probe against closed forms."
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffspect_nb.core import InputError
+from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.mlem import mlem, poisson_log_likelihood
+from diffspect_nb.phantom import torso
+from diffspect_nb.sampler import Guidance, measurement_support
+from diffspect_nb.study import keep_views, simulate, thin
+from diffspect_nb.training import Prior, pretrained
+from diffspect_nb.uncertainty import (
+    FITTED,
+    Calibration,
+    Spread,
+    Walks,
+    auc,
+    coverage,
+    defect_shape,
+    filled_from_around,
+    fingerprint,
+    fit_temperature,
+    interval_score,
+    plot_beside,
+    plot_coverage,
+    plot_probe,
+    posterior_samples,
+    probe_pair,
+    probe_region,
+    resampled,
+    sample_steps,
+    spread,
+    uncertainty_of,
+)
+
+
+def halve(x, t):
+    "A denoiser that workers can import."
+    return 0.5 * x / (1 + t / 300)
+
+
+def ends_the_process(x, t):
+    os._exit(3)
+
+
+@pytest.fixture(scope="module")
+def study():
+    rng = np.random.default_rng(21)
+    return thin(simulate(torso(rng, tiny_grid()), tiny(), 1e6, rng), 0.1, rng)
+
+
+@pytest.fixture(scope="module")
+def system(study):
+    return study.system()
+
+
+@pytest.fixture(scope="module")
+def samples(study):
+    return posterior_samples(study, 3, denoise=halve, workers=1)
+
+
+# ---- samples
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_samples_depend_on_seed_and_number_alone(study, system, samples, resample):
+    options = {"denoise": halve, "resample": resample}
+    here = posterior_samples(study, 3, workers=1, **options)
+    assert here.shape == (3, *study.grid.shape) and torch.isfinite(here).all() and (here >= 0).all()
+    assert torch.equal(here[:2], posterior_samples(study, 2, system=system, **options))
+    with ThreadPoolExecutor(3) as pool:
+        assert torch.equal(here, posterior_samples(study, 3, executor=pool, **options))
+        pool.submit(int).result()  # the caller's executor stays open
+    assert torch.equal(here, samples) is not resample
+    others = posterior_samples(study, 3, guidance=Guidance(seed=1), workers=1, **options)
+    same = [torch.equal(a, b) for a in [*here, *others] for b in [*here, *others]]
+    assert sum(same) == 6  # each like itself only
+
+
+def test_processes_find_what_one_process_finds(study, samples):
+    steps = list(sample_steps(study, 3, denoise=halve, workers=2))
+    assert [s.index for s in steps] == [1, 2, 3] and {s.total for s in steps} == {3}
+    assert sorted(s.scalars["sample"] for s in steps) == [0, 1, 2] and all(s.scalars["seconds"] > 0 for s in steps)
+    for step in steps:  # one thread or two round differently in the last bits
+        torch.testing.assert_close(step.image, samples[int(step.scalars["sample"])], rtol=1e-3, atol=1e-2)
+
+
+def test_stopping_early_ends_the_workers(study):
+    steps = sample_steps(study, 40, denoise=halve, workers=1)
+    next(steps)
+    steps.close()
+    with ThreadPoolExecutor(1) as pool:
+        steps = sample_steps(study, 200, denoise=halve, executor=pool)
+        next(steps)
+        started = time.perf_counter()
+        steps.close()
+    assert time.perf_counter() - started < 10  # the other 198 were never begun
+
+
+def test_walks_take_one_noise_field_per_step_and_never_see_the_truth(study, monkeypatch):
+    seen = []
+
+    def sample(self, number):
+        seen.append(self)
+        return torch.zeros(self.study.grid.shape)
+
+    monkeypatch.setattr(Walks, "sample", sample)
+    posterior_samples(study, 2, guidance=Guidance(samples=3, first_samples=2), denoise=halve, workers=1)
+    walks = seen[0]
+    assert (walks.guidance.samples, walks.guidance.first_samples) == (1, None)
+    assert walks.study.truth is None and walks.study.heart is None and walks.study.reference is None
+
+
+def test_resampled_counts_are_poisson_round_the_measured_ones(study):
+    total = np.mean([resampled(study, i).counts for i in range(200)])
+    assert abs(total / study.counts - 1) < 4 / np.sqrt(200 * study.counts)
+    again = resampled(study, 3).projections
+    assert torch.equal(again, resampled(study, 3).projections) and not torch.equal(again, study.projections)
+    assert (again[study.projections == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"n": 1}, "n must be"),
+        ({"n": 2.5}, "n must be"),
+        ({"n": True}, "n must be"),
+        ({"workers": 0}, "workers must be"),
+        ({"executor": 4}, "executor must be"),
+        ({"denoise": lambda x, t: x, "workers": 2}, "cannot be sent to another process"),
+        ({"denoise": None, "prior": "no such prior"}, "no shipped checkpoint"),
+    ],
+)
+def test_bad_requests_for_samples_are_refused(study, options, reason):
+    with pytest.raises(InputError, match=reason):
+        posterior_samples(study, **({"n": 2, "denoise": halve} | options))
+
+
+def test_a_matrix_is_not_sent_to_workers(study, system):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="either system or executor"):
+        posterior_samples(study, 2, denoise=halve, system=system, executor=pool)
+
+
+def test_a_worker_that_dies_is_reported_in_one_line(study):
+    with pytest.raises(InputError, match="a worker process died"):
+        posterior_samples(study, 2, denoise=ends_the_process, workers=2)
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from diffspect_nb.uncertainty import start_worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), start_worker)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60).result()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=env)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        time.sleep(0.1)
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+            return  # ended, and nobody has asked how
+    os.kill(worker, 9)
+    pytest.fail("a worker outlived its parent by ten seconds")
+
+
+def test_a_pool_of_the_callers_own(study, samples):
+    import multiprocessing
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = posterior_samples(study, 2, denoise=halve, executor=pool)
+    torch.testing.assert_close(found, samples[:2], rtol=1e-3, atol=1e-2)
+
+
+# ---- spread, coverage, temperature
+
+
+def test_randomise_then_optimise_samples_a_gaussian_posterior():
+    "x ~ N(m, P), y = A x + n: perturbing both prior and data samples the posterior; intervals cover."
+    rng = np.random.default_rng(5)
+    a, p, r = rng.standard_normal((12, 9)), np.diag(rng.uniform(0.5, 2, 9)), np.diag(rng.uniform(0.2, 1, 12))
+    pi, ri = np.linalg.inv(p), np.linalg.inv(r)
+    posterior = np.linalg.inv(a.T @ ri @ a + pi)
+    inside = []
+    for _ in range(300):
+        x = rng.multivariate_normal(np.zeros(9), p)
+        y = a @ x + rng.multivariate_normal(np.zeros(12), r)
+        data = y + rng.multivariate_normal(np.zeros(12), r, 64)
+        prior = rng.multivariate_normal(np.zeros(9), p, 64)
+        found = spread(torch.from_numpy((data @ ri @ a + prior @ pi) @ posterior))
+        inside.append(coverage(found, torch.from_numpy(x)))
+    assert abs(np.mean(inside) - 0.9) < 0.025
+    assert float((found.std.double() / torch.from_numpy(np.diag(posterior).copy()).sqrt() - 1).abs().max()) < 0.4
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_temperature_undoes_a_wrong_width(factor, level):
+    rng = torch.Generator().manual_seed(1)
+    mean = torch.rand(30, 30, 30, generator=rng) + 1
+    sigma = 0.1 * torch.rand(30, 30, 30, generator=rng) + 0.02
+    truth = mean + sigma * torch.randn(30, 30, 30, generator=rng)
+    mask = mean > 1.5
+    wrong = Spread(mean, factor * sigma, 8, temperature=7.0)  # an older temperature is not counted twice
+    found = fit_temperature([wrong], [truth], [mask], level)
+    assert abs(found * factor - 1) < 0.03
+    cured = dataclasses.replace(wrong, temperature=found)
+    for p in (0.5, 0.9):
+        assert abs(coverage(cured, truth, ~mask, p) - p) < 0.02  # voxels it was not fitted on
+        low, high = cured.interval(p)
+        assert abs(float(((low <= truth) & (truth <= high)).float().mean()) - p) < 0.02
+    scores = [interval_score(dataclasses.replace(cured, temperature=found * f), truth, mask) for f in (0.6, 1, 1.6)]
+    assert min(scores) == scores[1]
+
+
+def test_the_floor_widens_where_samples_agree():
+    one = Spread(torch.full((2, 2, 2), 10.0), torch.zeros(2, 2, 2), 8, temperature=2.0, floor=0.1)
+    torch.testing.assert_close(one.sigma, torch.full((2, 2, 2), 2.0))
+    low, high = one.interval(0.9)
+    torch.testing.assert_close(high - 10, torch.full((2, 2, 2), 2 * 1.6448536), rtol=1e-6, atol=0)
+    assert float(Spread(one.mean, 10 * one.mean, 8).interval(0.9)[0].min()) == 0  # no activity below zero
+
+
+def test_spread_of_a_map(samples):
+    whole = spread(samples)
+    torch.testing.assert_close(whole.mean, samples.mean(0))
+    torch.testing.assert_close(whole.std, samples.std(0))
+    total = spread(samples, of=lambda image: image.sum((1, 2)))
+    torch.testing.assert_close(total.std, samples.sum((2, 3)).std(0))
+    assert total.n == 3
+
+
+def test_bad_spreads_are_refused():
+    ones = torch.ones(2, 2, 2)
+    good = Spread(ones, ones, 2)
+    for make, reason in (
+        (lambda: spread([ones]), "2 samples or more"),
+        (lambda: spread([]), "2 samples or more"),
+        (lambda: spread([ones, ones * np.nan]), "finite"),
+        (lambda: Spread(ones, ones, 2, temperature=0.0), "temperature must be"),
+        (lambda: Spread(ones, ones, 2, floor=-0.1), "floor must be"),
+        (lambda: good.interval(1.0), "level must be"),
+        (lambda: coverage(good, torch.ones(3, 2, 2)), "truth must have"),
+        (lambda: coverage(good, ones, ones * 0), "at least one voxel"),
+        (lambda: fit_temperature([], [], []), "at least one study"),
+        (lambda: fit_temperature([Spread(ones, 0 * ones, 2)], [2 * ones], [None]), "too many voxels"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            make()
+
+
+def test_temperatures_run_smoothly_from_level_to_level():
+    table = Calibration(((0.01, 3.0), (0.1, 2.0), (1.0, 1.0)), 0.05, 8, False, "")
+    assert table.temperature(0.1) == pytest.approx(2) and table.temperature(10**-1.5) == pytest.approx(2.5)
+    assert (table.temperature(1e-4), table.temperature(1.0)) == (3.0, 1.0)
+    assert all(t > 0 for _, t in FITTED.temperatures) and FITTED.command == "python benchmarks/uncertainty.py"
+    assert (Path(__file__).resolve().parents[1] / FITTED.command.split()[1]).is_file()
+
+
+def test_shipped_temperatures_belong_to_the_shipped_prior():
+    assert fingerprint(pretrained()) == FITTED.prior, f"run `{FITTED.command}` and copy what it prints"
+
+
+def test_another_prior_and_fewer_views_are_warned_of(study, recwarn):
+    net = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight.zero_()
+    assert fingerprint(Prior(net, {})) == fingerprint(Prior(net, {"other": "history"})) != FITTED.prior
+    few = keep_views(study, 3)
+    found = uncertainty_of(few, 2, denoise=halve, workers=1)
+    messages = [str(w.message) for w in recwarn]
+    assert any("not for this one" in m for m in messages) and any("3 of 7" in m for m in messages)
+    assert found.temperature == FITTED.temperature(few.count_level) and found.floor == FITTED.floor
+
+
+# ---- the probe
+
+
+@pytest.fixture(scope="module")
+def scene(study, system):
+    "An image without zeros, what it makes the scanner expect, and a region in its middle."
+    image = mlem(system, study.projections, 20) + 0.05 * study.truth.max() * study.count_fraction
+    region = torch.zeros(image.shape, dtype=torch.bool)
+    region[7:9, 9:12, 9:12] = True
+    return image, system.forward(image), region
+
+
+def test_probe_is_a_difference_of_log_likelihoods(system, scene):
+    image, expected, region = scene
+    y = torch.poisson(expected, generator=torch.Generator().manual_seed(2))
+    background = torch.full_like(y, 0.5)
+    for r in (None, background):
+        for filled in (None, 0.0, 2 * image):
+            found = probe_region(system, y, image, region, filled, r)
+            if filled is None:
+                other = filled_from_around(image, region)
+            else:
+                other = torch.where(region, torch.as_tensor(filled, dtype=image.dtype), image)
+            at = [system.forward(x).double() + (0 if r is None else r) for x in (image, other)]
+            difference = poisson_log_likelihood(y, at[0]) - poisson_log_likelihood(y, at[1])
+            assert found.log_likelihood_ratio == pytest.approx(difference, rel=1e-3, abs=0.02)
+            assert np.interp(1, found.amounts, found.curve) == pytest.approx(-difference, rel=0.02, abs=0.1)
+            assert found.photons == pytest.approx(float((other - image).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("true_amount", [0.0, 0.4, 1.0])
+def test_preferred_amount_is_unbiased_and_scatters_as_promised(system, scene, true_amount):
+    image, _, region = scene
+    other = torch.where(region, 0.2 * image, image)
+    expected = system.forward(image + true_amount * (other - image))
+    found = []
+    for i in range(150):
+        y = torch.poisson(expected, generator=torch.Generator().manual_seed(i))
+        found.append(probe_region(system, y, image, region, other))
+    amounts, promised = np.array([p.amount for p in found]), np.mean([p.standard_error for p in found])
+    assert abs(amounts.mean() - true_amount) < 4 * promised / np.sqrt(len(found))
+    assert abs(amounts.std() / promised - 1) < 0.2
+
+
+def test_verdicts(system, scene):
+    image, expected, region = scene
+    bright = 100 * image
+    emptied = torch.where(region, 0 * bright, bright)
+    cases = {
+        "the counts support what the image shows": system.forward(bright),
+        "the counts contradict what the image shows": system.forward(emptied),
+        "the counts prefer something in between": system.forward((bright + emptied) / 2),
+    }
+    for verdict, y in cases.items():
+        assert probe_region(system, y, bright, region, emptied).verdict == verdict
+    dim = 1e-4 * image
+    assert probe_region(system, system.forward(dim), dim, region, 0.0).verdict == "the counts cannot tell"
+
+
+def test_a_count_where_nothing_is_expected_speaks_loudly(system, scene):
+    _, _, region = scene
+    only = region.float() * 1000
+    y = torch.poisson(system.forward(only), generator=torch.Generator().manual_seed(0))
+    found = probe_region(system, y, only, region, 0.0)
+    assert found.log_likelihood_ratio > 5 * float(y.sum()) and found.amount < 0.2
+
+
+def test_surroundings_fill_hot_and_cold_regions():
+    image = torch.full((9, 9, 9), 4.0)
+    image[:, :, 6:] = 10.0
+    region = torch.zeros(9, 9, 9, dtype=torch.bool)
+    region[4, 4, 4] = True
+    hot, cold = image.clone(), image.clone()
+    hot[region], cold[region] = 50.0, 0.0
+    assert float(filled_from_around(hot, region)[region]) == 4.0
+    assert float(filled_from_around(cold, region)[region]) in (4.0, 10.0)
+    assert torch.equal(filled_from_around(hot, region)[~region], hot[~region])
+    with pytest.raises(InputError, match="no surroundings"):
+        filled_from_around(image, torch.ones(9, 9, 9, dtype=torch.bool))
+
+
+def test_bad_probes_are_refused(system, scene):
+    image, expected, region = scene
+    for args, reason in (
+        ((expected, image[1:], region), "system's shape"),
+        ((expected, image, region[1:]), "system's shape"),
+        ((expected[1:], image, region), "projections must have"),
+        ((expected, image, region & ~region), "region is empty"),
+        ((expected, image, region, -1.0), "finite and >= 0"),
+        ((expected, image, region, float("nan")), "finite and >= 0"),
+        ((expected, image, region, image), "nothing to compare"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            probe_region(system, *args)
+    unseen = system.sensitivity == 0
+    if unseen.any():
+        with pytest.raises(InputError, match="no view sees"):
+            probe_region(system, expected, image, unseen, 1.0)
+
+
+def test_auc_counts_pairs():
+    assert auc([3, 4], [1, 2]) == 1 and auc([1, 2], [3, 4]) == 0 and auc([1, 1], [1]) == 0.5
+    assert auc([1, 3], [2]) == 0.5 and auc([1, 3, 4], [2, 3]) == pytest.approx(3.5 / 6)
+    for real, invented in (([], [1]), ([1], [np.nan])):
+        with pytest.raises(InputError, match="finite scores"):
+            auc(real, invented)
+
+
+def test_a_defects_shape_darkens_the_wall_alone():
+    sick, healthy = (torso(np.random.default_rng(4), defects=n) for n in (1, 0))
+    sharp, soft = (defect_shape(sick, healthy, blur) for blur in (0, 1.5))
+    severity = sick.defects[0]["severity"]
+    assert float(sharp.min()) == pytest.approx(1 - severity, abs=0.05) and float(sharp.max()) == pytest.approx(1)
+    assert 1 - severity < float(soft.min()) < 1 - severity / 2 and float(soft.max()) == pytest.approx(1)
+    assert float((soft < 0.99).float().mean()) < 0.02
+    assert torch.equal(defect_shape(healthy, healthy), torch.ones(healthy.grid.shape))
+
+
+@pytest.mark.slow
+def test_probe_tells_real_from_invented_defects():
+    "The short form of `benchmarks/uncertainty.py`: matched scanner, OSEM, 20 % of the counts; one of them is mild."
+    rows = [row for seed in range(930_100, 930_104) for row in probe_pair(seed, mismatched=False)]
+    assert len(rows) >= 3 and min(r["severity"] for r in rows) < 0.2
+    for way in ("shape", "region"):
+        assert auc([r[f"real_{way}_llr"] for r in rows], [r[f"invented_{way}_llr"] for r in rows]) >= 0.95
+    for r in rows:  # as shown is right for the real one, without it for the invented one
+        assert abs(r["real_shape_amount"]) < 0.3 and abs(r["invented_shape_amount"] - 1) < 0.3
+
+
+def test_plots_return_axes(samples, study, system, scene):
+    image, expected, region = scene
+    one = spread(samples)
+    ax = plot_coverage({"raw": (one, study.truth, study.heart)})
+    assert len(ax.lines) == 2 and ax.get_xlabel()
+    support = measurement_support(system, study.projections, image)
+    assert len(plot_beside(image, support).axes) == 2 * 4 and len(plot_beside(image, support, one).axes) == 3 * 4
+    probes = {name: probe_region(system, expected, image, region, level) for name, level in (("a", None), ("b", 0.0))}
+    ax = plot_probe(probes)
+    assert len(ax.get_legend().get_texts()) == 2
