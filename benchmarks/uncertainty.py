@@ -29,12 +29,12 @@ from priors import validation_study
 from diffspect_nb.benchmark import FIRST_TEST, FIRST_VALIDATION, read_rows, reduced, versions, write_csv
 from diffspect_nb.cli import commit
 from diffspect_nb.core import atomic_path, write_json
+from diffspect_nb.observer import area_under_roc
 from diffspect_nb.sampler import default_guidance, reconstruct
 from diffspect_nb.training import pretrained
 from diffspect_nb.uncertainty import (
     Calibration,
     Spread,
-    auc,
     coverage,
     fingerprint,
     fit_temperature,
@@ -168,7 +168,9 @@ def probe_table(rows: list[dict]) -> list[dict]:
                 real, invented = ([r[f"{kind}_{way}_llr"] for r in some] for kind in ("real", "invented"))
                 right = sum(a > 0 for a in real) + sum(b < 0 for b in invented)
                 row = {"setting": setting, "image": image, "probe": way, "defects": name, "pairs": len(some)}
-                row |= {"auc": auc(real, invented), "sign_right": right / (2 * len(some))}
+                area = area_under_roc(real, invented)
+                row |= {"auc": area.auc, "auc_low": area.low, "auc_high": area.high}
+                row |= {"sign_right": right / (2 * len(some))}
                 row |= {"median_real": float(np.median(real)), "median_invented": float(np.median(invented))}
                 table.append(row)
     return table

@@ -40,8 +40,8 @@ from .training import Prior, pretrained
 # %% auto #0
 __all__ = ['FITTED', 'resampled', 'Walks', 'start_worker', 'sample_steps', 'posterior_samples', 'Spread', 'spread', 'coverage',
            'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint', 'Calibration', 'uncertainty_of',
-           'plot_beside', 'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'auc', 'defect_shape',
-           'quick_image', 'probe_pair']
+           'plot_beside', 'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image',
+           'probe_pair']
 
 # %% ../nbs/15_uncertainty.ipynb #ea51c664
 def resampled(study: Study, seed: int) -> Study:
@@ -443,14 +443,6 @@ def plot_probe(probes: dict[str, Probe], ax: plt.Axes | None = None) -> plt.Axes
     return ax
 
 # %% ../nbs/15_uncertainty.ipynb #00fd8a07
-def auc(real: Sequence[float], invented: Sequence[float]) -> float:  # 0 … 1; 0.5 is guessing
-    "Chance that a real one scores higher than an invented one; ties count half. Raises `InputError` on an empty side or scores that are not numbers."
-    a, b = np.asarray(real, float), np.asarray(invented, float)
-    if not (a.size and b.size and np.isfinite(a).all() and np.isfinite(b).all()):
-        raise InputError(f"auc needs finite scores on both sides, got {a.size} and {b.size}")
-    return float(np.mean((a[:, None] > b) + 0.5 * (a[:, None] == b)))
-
-
 def defect_shape(sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5) -> Tensor:  # (z, y, x), 0 … 1, share of the activity that is left
     "A defect as an image shows it: activity of the patient with it ÷ without it, both blurred (standard deviation in voxels). Times it, an image has the defect; divided by it, no longer."
     with_it, without = (gaussian_filter(p.activity.double().numpy(), blur_voxels) for p in (sick, healthy))

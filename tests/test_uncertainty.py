@@ -15,6 +15,7 @@ import torch
 from diffspect_nb.core import InputError
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem, poisson_log_likelihood
+from diffspect_nb.observer import area_under_roc
 from diffspect_nb.phantom import torso
 from diffspect_nb.sampler import Guidance, measurement_support
 from diffspect_nb.study import keep_views, simulate, thin
@@ -24,7 +25,6 @@ from diffspect_nb.uncertainty import (
     Calibration,
     Spread,
     Walks,
-    auc,
     coverage,
     defect_shape,
     filled_from_around,
@@ -393,14 +393,6 @@ def test_bad_probes_are_refused(system, scene):
             probe_region(system, expected, image, unseen, 1.0)
 
 
-def test_auc_counts_pairs():
-    assert auc([3, 4], [1, 2]) == 1 and auc([1, 2], [3, 4]) == 0 and auc([1, 1], [1]) == 0.5
-    assert auc([1, 3], [2]) == 0.5 and auc([1, 3, 4], [2, 3]) == pytest.approx(3.5 / 6)
-    for real, invented in (([], [1]), ([1], [np.nan])):
-        with pytest.raises(InputError, match="finite scores"):
-            auc(real, invented)
-
-
 def test_a_defects_shape_darkens_the_wall_alone():
     sick, healthy = (torso(np.random.default_rng(4), defects=n) for n in (1, 0))
     sharp, soft = (defect_shape(sick, healthy, blur) for blur in (0, 1.5))
@@ -417,7 +409,8 @@ def test_probe_tells_real_from_invented_defects():
     rows = [row for seed in range(930_100, 930_104) for row in probe_pair(seed, mismatched=False)]
     assert len(rows) >= 3 and min(r["severity"] for r in rows) < 0.2
     for way in ("shape", "region"):
-        assert auc([r[f"real_{way}_llr"] for r in rows], [r[f"invented_{way}_llr"] for r in rows]) >= 0.95
+        real, invented = ([r[f"{kind}_{way}_llr"] for r in rows] for kind in ("real", "invented"))
+        assert area_under_roc(real, invented).auc >= 0.95
     for r in rows:  # as shown is right for the real one, without it for the invented one
         assert abs(r["real_shape_amount"]) < 0.3 and abs(r["invented_shape_amount"] - 1) < 0.3
 
