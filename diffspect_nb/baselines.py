@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .core import InputError, Step
 from .metrics import best_gaussian
-from .mlem import mlem_steps
+from .mlem import mlem_steps, subset_count
 from .study import Study
 from .system import SystemMatrix
 
@@ -134,7 +134,7 @@ def best_tv(
     system: SystemMatrix, studies: Sequence[Study], masks: dict[str, Tensor], weights: Sequence[float] = TV_WEIGHTS, stops: Sequence[int] = (10, 20, 40)
 ) -> dict[tuple[int, str], Choice]:
     "Oracle among weights of 3-D total variation, stopped after any of `stops` passes of four subsets."
-    oracle, subsets = _Oracle(studies, masks), min(4, system.proj_shape[0])
+    oracle, subsets = _Oracle(studies, masks), subset_count(system.proj_shape[0])
     stack = torch.stack([s.projections for s in studies])
     for weight in weights:
         for step in mlem_tv_steps(system, stack, weight, max(stops), subsets):

@@ -193,7 +193,7 @@ def patient_rows(
             stops, after50 = best_stop(system, stack, masks, n_iter)
             seconds_per_update = (time.perf_counter() - started) / n_iter / len(stack)
             filters = best_filter(after50, stack, masks)
-            quick = osem(system, torch.stack([s.projections for s in stack]), 5, min(4, len(views)))
+            quick = osem(system, torch.stack([s.projections for s in stack]), 5)
             tvs = best_tv(system, stack, masks)
             for i, (setting, s) in enumerate(open_group):
                 for mask in masks:

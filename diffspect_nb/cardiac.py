@@ -24,7 +24,7 @@ from torch import Tensor
 
 import diffspect_nb
 from .core import ImageGrid, InputError, atomic_path, reading
-from .mlem import AROUND_MM, HEART_MM
+from .mlem import AROUND_MM, HEART_MM, around_heart
 from .phantom import HeartFrame, heart_frame
 
 # %% auto #0
@@ -149,10 +149,10 @@ class _Search:
         self.grid, self.near = grid, np.asarray(near_mm, float)
         self.image = gaussian_filter(image.astype(np.float32), 4.0 / grid.voxel_mm, mode="nearest")
         self.first = np.array([axis[0] for axis in grid.axes_mm()])
-        around = (((grid.centers_mm() - self.near) / AROUND_MM) ** 2).sum(1) < 1
+        around = around_heart(grid, self.near)
         if not around.any():
             raise InputError(f"no heart in view: the image ends before the place where hearts lie, {tuple(self.near.tolist())} mm")
-        self.top = float(np.percentile(self.image.ravel()[around], 97))
+        self.top = float(np.percentile(self.image[around], 97))
         if not self.top > 0:
             raise InputError("no heart in view: the image is zero where hearts lie")
         angle = (np.arange(16) + 0.5) / 16 * 2 * np.pi
@@ -231,7 +231,7 @@ def find_ventricle(
     image: ArrayLike | Tensor,  # (z, y, x), photons per voxel or any unit
     grid: ImageGrid | None = None,  # default: 4 mm voxels in the image's shape
     mask: ArrayLike | Tensor | None = None,  # (z, y, x), an expert's wall; used instead of the image
-    near_mm: ArrayLike = HEART_MM,  # (3,) where to look, x, y, z; within 75, 75 and 55 mm of it
+    near_mm: ArrayLike | None = None,  # (3,) where to look, x, y, z; within 75, 75 and 55 mm of it; default: `around_heart`
 ) -> LeftVentricle:
     """The left ventricle of an emission image, found by its shape; about half a second.
 
@@ -244,7 +244,7 @@ def find_ventricle(
             raise InputError("mask is empty: leave it out to find the heart in the image")
         a = (parts == 1 + np.bincount(parts.ravel())[1:].argmax()).astype(np.float32)  # specks elsewhere are not heart
         near_mm = grid.centers_mm()[a.ravel() > 0].mean(0)
-    search = _Search(a, grid, near_mm)
+    search = _Search(a, grid, np.add(grid.center_mm, HEART_MM) if near_mm is None else near_mm)
     tried = sorted((_refined(search, p, 1.0, 90) for p in search.candidates()), key=lambda r: r.fun)
     best = min((_refined(search, r.x, 0.5, 350) for r in tried[:1] + [r for r in tried[1:2] if r.fun < tried[0].fun + 0.03]), key=lambda r: r.fun).x
     match = search.match(best)

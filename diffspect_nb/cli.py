@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -48,10 +49,10 @@ from diffspect_nb.benchmark import (
 )
 from .cardiac import THRESHOLD_SD, deficit, find_ventricle, load_normals, polar_map, reversibility, segment_table, show_reading, show_views, turned
 from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, write_json
-from .dicom import Placement, ct_to_mu, fetch_scans, focus_on, plot_registration, read_activity, read_ct_mu, register_ct, scans_in, read_projections, read_stir_pinhole, study_from_image, write_nm
-from .geometry import SCANNERS, field_of_view, named_scanner
+from .dicom import Placement, ct_to_mu, fetch_scans, focus_on, place_ct, plot_registration, read_activity, read_ct_mu, scans_in, read_projections, read_stir_pinhole, study_from_image, write_nm
+from .geometry import SCANNERS, named_scanner
 from .metrics import best_gaussian, score, score_table
-from .mlem import mlem_steps, osem
+from .mlem import mlem_steps, osem, subset_count
 from .phantom import dilate, torso
 from .sampler import Guidance, default_guidance, measurement_support, paper_guidance, reconstruct
 from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched, study_hashes
@@ -135,7 +136,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         details |= {"guidance": guidance.to_json(), "scale": done.scale, "prior": {"name": args.prior, "provenance": prior.provenance}}
     else:
         iterations = args.steps or (50 if args.method == "mlem" else 5)
-        for step in mlem_steps(system, study.projections.to(device), iterations, background=study.background, n_subsets=1 if args.method == "mlem" else min(4, len(study.views))):
+        for step in mlem_steps(system, study.projections.to(device), iterations, background=study.background, n_subsets=1 if args.method == "mlem" else subset_count(len(study.views))):
             image = step.image
         support = measurement_support(system, study.projections.to(device), image, None if study.background is None else study.background.to(device))
         image = image.cpu() / study.count_fraction
@@ -213,11 +214,7 @@ def placed_ct(args: argparse.Namespace, study: Study) -> torch.Tensor:
     volume = read_ct_mu(args.ct)
     placement = Placement(volume.heart_guess() if args.ct_center is None else args.ct_center)
     if args.ct_register:
-        where = torch.from_numpy(field_of_view(study.scanner, study.grid))
-        for _ in range(2):
-            corrected = replace(study, mu=ct_to_mu(volume, study.grid, placement))
-            image = osem(corrected.system(), study.projections, 4, min(4, len(study.views)))
-            placement = register_ct(volume, image, study.grid, placement, where)
+        placement = place_ct(volume, study, placement)
         print(f"CT registered: its point {', '.join(f'{c:.1f}' for c in placement.center_mm)} mm lies at the middle, turned by {', '.join(f'{a:.1f}' for a in placement.angles_deg)}°")
     return ct_to_mu(volume, study.grid, placement.nudge(args.ct_nudge))
 
@@ -244,7 +241,7 @@ def run_import(args: argparse.Namespace) -> None:
         study = focus_on(study, tuple(args.heart))
     study.save(out)
     if args.ct:
-        image = osem(study.system(), study.projections, 3, min(4, len(study.views)))
+        image = osem(study.system(), study.projections, 3, background=study.background)
         with atomic_path(out / "registration.png") as tmp:
             plot_registration(study.mu, image, study.grid).savefig(tmp, format="png", dpi=110)
     print(f"{study.counts:,.0f} counts in {len(study.views)} views of {study.scanner.pixels[0]} × {study.scanner.pixels[1]} pixels; wrote the study folder {out}")
@@ -441,6 +438,7 @@ def run_dashboard(args: argparse.Namespace) -> None:
         settings["DIFFSPECT_STUDY"] = str(Path(args.study).resolve())
     port = args.port or _free_port()
     command = [sys.executable, "-m", "voila", str(dashboard_notebook()), "--Voila.ip=127.0.0.1", f"--port={port}", "--no-browser", "--template=diffspect", "--Voila.log_level=WARN"]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whoever ends this ends the server too
     server = subprocess.Popen(command, env={**os.environ, **settings})
     try:
         print(f"dashboard: http://127.0.0.1:{port}/ (end it with Ctrl-C)", flush=True)

@@ -26,16 +26,16 @@ from skimage.metrics import normalized_mutual_information
 from torch import Tensor
 
 from .core import ImageGrid, InputError, atomic_path, reading, show_slices
-from .geometry import Scanner, rotating_camera
-from .mlem import AROUND_MM, HEART_MM, osem
+from .geometry import Scanner, field_of_view, rotating_camera
+from .mlem import HEART_MM, around_heart, osem
 from .study import Study, load_image, simulate_activity
 
 # %% auto #0
 __all__ = ['WATER_PER_CM', 'BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'IDENTITY', 'PHYSIONET', 'MOST_LIST_BYTES',
            'MOST_VALUES', 'read_nm', 'stored_axes', 'orientation_cube', 'read_activity', 'hu_to_mu', 'read_ct',
-           'Placement', 'ct_to_mu', 'CTVolume', 'read_ct_mu', 'register_ct', 'plot_registration', 'study_from_image',
-           'read_projections', 'share_inside', 'focus_on', 'write_nm', 'scans_in', 'fetch_scans', 'read_interfile',
-           'read_stir_pinhole']
+           'Placement', 'ct_to_mu', 'CTVolume', 'read_ct_mu', 'register_ct', 'place_ct', 'plot_registration',
+           'study_from_image', 'read_projections', 'share_inside', 'focus_on', 'write_nm', 'scans_in', 'fetch_scans',
+           'read_interfile', 'read_stir_pinhole']
 
 # %% ../nbs/13_dicom.ipynb #ccfe2b2d
 def _read_frames(path: str | Path):
@@ -223,14 +223,8 @@ def ct_to_mu(
     if not isinstance(placement, Placement):
         placement = Placement(volume.heart_guess() if placement is None else placement)
     blurred = gaussian_filter(volume.mu, [grid.voxel_mm / s / np.sqrt(12) for s in volume.size_mm])
-    return _looked_up(replace(volume, mu=blurred), grid, placement)
-
-
-def _looked_up(volume: CTVolume, grid: ImageGrid, placement: Placement) -> Tensor:
-    "Attenuation at the grid's voxel centres, air outside the CT."
-    points = placement.to_ct(grid.centers_mm(), grid.center_mm)
-    index = ((points - volume.first_mm) / volume.size_mm[::-1])[:, ::-1].T  # z, y, x
-    return torch.from_numpy(map_coordinates(volume.mu, index, order=1, cval=0.0).reshape(grid.shape).astype(np.float32))
+    inside = replace(volume, mu=blurred).at(placement.to_ct(grid.centers_mm(), grid.center_mm))
+    return torch.from_numpy(inside.reshape(grid.shape).astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +237,15 @@ class CTVolume:
 
     def heart_guess(self) -> tuple[float, float, float]:
         "50 mm left and 40 mm in front of the middle of the body, half-way up the CT; mm (x, y, z)."
-        return tuple(float(v) for v in _heart_guess(self.mu, self.first_mm, self.size_mm))
+        body = self.mu[len(self.mu) // 2] > 0.5 * WATER_PER_CM
+        rows, cols = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+        middle = np.array([cols.mean(), rows.mean(), len(self.mu) / 2]) * self.size_mm[::-1] + self.first_mm
+        return tuple(float(v) for v in middle + [50, -40, 0])
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:  # (n,), cm⁻¹
+        "Attenuation at points (n, 3) of the CT, (x, y, z), linearly; air outside."
+        index = (points_mm - self.first_mm) / self.size_mm[::-1]
+        return map_coordinates(self.mu, index[:, ::-1].T, order=1, cval=0.0)
 
 
 def read_ct_mu(ct: str | Path) -> CTVolume:
@@ -252,12 +254,7 @@ def read_ct_mu(ct: str | Path) -> CTVolume:
     return CTVolume(hu_to_mu(hu), first, size)
 
 
-def _heart_guess(mu: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
-    "50 mm left and 40 mm in front of the middle of the body, half-way up the CT."
-    body = mu[len(mu) // 2] > 0.5 * WATER_PER_CM
-    rows, cols = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
-    middle = np.array([cols.mean() * size[2], rows.mean() * size[1], len(mu) / 2 * size[0]]) + first
-    return middle + [50, -40, 0]
+
 
 # %% ../nbs/13_dicom.ipynb #72cc863e
 def register_ct(
@@ -279,22 +276,38 @@ def register_ct(
     if not top > 0:
         raise InputError("the emission image is empty where it should be registered")
     seen, points = np.clip(emission[thin] / top, 0, 1), grid.centers_mm()[thin.ravel()]
-    tissue = gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm])
+    tissue = replace(volume, mu=gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm]))
 
     def told(v: np.ndarray) -> float:
         places = Placement(tuple(v[:3]), tuple(v[3:]) if len(v) > 3 else start.angles_deg).to_ct(points, grid.center_mm)
-        index = ((places - volume.first_mm) / volume.size_mm[::-1])[:, ::-1].T
-        return -normalized_mutual_information(seen, map_coordinates(tissue, index, order=1), bins=24)
+        return -normalized_mutual_information(seen, tissue.at(places), bins=24)
 
     shifted = minimize(told, start.center_mm, method="Powell", options={"direc": 8 * np.eye(3), "xtol": 0.3, "ftol": 1e-6}).x
     turned = minimize(told, [*shifted, *start.angles_deg], method="Powell", options={"direc": np.diag([4.0, 4, 4, 3, 3, 3]), "xtol": 0.2, "ftol": 1e-7}).x
     return Placement(tuple(turned[:3]), tuple(turned[3:]))
 
 
+def place_ct(
+    ct: str | Path | CTVolume,  # as for `register_ct`
+    study: Study,  # whose own attenuation map, if any, is not used
+    start: Placement | None = None,  # within about 20 mm; default: `heart_guess`
+    rounds: int = 2,
+) -> Placement:
+    "Where the CT lies in a study: an OSEM image corrected with the CT as placed by now, registration, and once more. Some 8 mm is what to expect of it."
+    volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
+    placement = start or Placement(volume.heart_guess())
+    where = torch.from_numpy(field_of_view(study.scanner, study.grid))
+    for _ in range(rounds):
+        corrected = replace(study, mu=ct_to_mu(volume, study.grid, placement))
+        image = osem(corrected.system(), study.projections, 4, background=study.background)
+        placement = register_ct(volume, image, study.grid, placement, where)
+    return placement
+
+
 def plot_registration(mu: Tensor, image: Tensor, grid: ImageGrid) -> plt.Figure:
     "Outlines of the tissue (lung and skin, μ = 0.04 and 0.1 cm⁻¹) over an emission image, both (z, y, x), in three planes through the image's hottest region."
     smooth = gaussian_filter(np.asarray(image), 8 / grid.voxel_mm)
-    near = ((((grid.centers_mm() - grid.center_mm - HEART_MM) / AROUND_MM) ** 2).sum(1) < 1).reshape(grid.shape)
+    near = around_heart(grid)
     center = np.unravel_index(int(np.where(near, smooth, 0).argmax()), grid.shape)
     fig = show_slices({"emission, tissue outlined": image}, center=center, vmax=float(np.percentile(np.asarray(image)[near], 99.5)), voxel_mm=grid.voxel_mm, cmap="gray")
     nz, ny, nx = (n * grid.voxel_mm / 2 for n in grid.shape)
@@ -399,9 +412,7 @@ def focus_on(
         if any(not abs(p - c) <= n * study.grid.voxel_mm / 2 for p, c, n in zip(point, study.grid.center_mm, study.grid.shape[::-1], strict=True)):
             raise InputError(f"the {name} at {tuple(point)} mm (x, y, z) lies outside the study's grid")
     system = study.system()
-    n_views = len(study.views)
-    subsets = next(n for n in (5, 4, 3, 2, 1) if n_views % n == 0)
-    everything = osem(system, study.projections, n_iter, subsets, background=study.background)
+    everything = osem(system, study.projections, n_iter, background=study.background)
     outside = system.forward(everything * (1 - share_inside(study.grid, window)))
     background = outside if study.background is None else outside + study.background
     return replace(study, grid=window, background=background, truth=None, reference=None, heart=None)

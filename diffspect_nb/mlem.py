@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from .system import SystemMatrix
 
 # %% auto #0
 __all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'poisson_log_likelihood', 'poisson_deviance',
-           'mlem_steps', 'mlem', 'osem', 'anchored_em', 'anchored_root', 'subset_count', 'early_and_late',
-           'intensity_scale']
+           'mlem_steps', 'mlem', 'subset_count', 'osem', 'anchored_em', 'anchored_root', 'early_and_late',
+           'around_heart', 'intensity_scale']
 
 # %% ../nbs/05_mlem.ipynb #aedf14f5
 def poisson_log_likelihood(
@@ -96,9 +97,14 @@ def mlem(system: SystemMatrix, projections: Tensor, n_iter: int = 50, **options)
     return last(mlem_steps(system, projections, n_iter, **options)).image
 
 
-def osem(system: SystemMatrix, projections: Tensor, n_iter: int = 5, n_subsets: int = 4, **options) -> Tensor:
-    "The image after `n_iter` passes of OSEM."
-    return last(mlem_steps(system, projections, n_iter, n_subsets=n_subsets, **options)).image
+def subset_count(n_views: int) -> int:
+    "Ordered subsets for a preview: four, or as many as there are views."
+    return min(4, n_views)
+
+
+def osem(system: SystemMatrix, projections: Tensor, n_iter: int = 5, n_subsets: int | None = None, **options) -> Tensor:
+    "The image after `n_iter` passes of OSEM; subsets by `subset_count` unless given."
+    return last(mlem_steps(system, projections, n_iter, n_subsets=n_subsets or subset_count(system.proj_shape[0]), **options)).image
 
 # %% ../nbs/05_mlem.ipynb #1fb6c140
 @torch.no_grad()
@@ -146,11 +152,6 @@ HEART_MM, AROUND_MM = (-16.0, 22.0, 8.0), (75.0, 75.0, 55.0)  # where hearts lie
 RECOVERY = {1: 0.13, 3: 0.31, 5: 0.375, 7: 0.39, 9: 0.43, 19: 0.435}  # views → 95th percentile ÷ true uptake of normal myocardium
 
 
-def subset_count(n_views: int) -> int:
-    "Ordered subsets for a preview: four, or as many as there are views."
-    return min(4, n_views)
-
-
 def early_and_late(system: SystemMatrix, projections: Tensor) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the projections
     "OSEM images after 12 and 48 updates: one nearly free of noise, one with all the detail the counts may hold."
     n = subset_count(system.proj_shape[0])
@@ -160,6 +161,15 @@ def early_and_late(system: SystemMatrix, projections: Tensor) -> tuple[Tensor, T
     return early, step.image
 
 
+def around_heart(
+    grid: ImageGrid,
+    middle_mm: ArrayLike | None = None,  # (x, y, z); default: where hearts lie on real scans
+) -> np.ndarray:  # (z, y, x), bool
+    "Voxels of an ellipsoid of half axes `AROUND_MM` round a point."
+    middle = np.add(grid.center_mm, HEART_MM) if middle_mm is None else np.asarray(middle_mm, float)
+    return ((((grid.centers_mm() - middle) / AROUND_MM) ** 2).sum(1) < 1).reshape(grid.shape)
+
+
 def intensity_scale(
     early_image: Tensor,  # after EARLY_UPDATES updates, (z, y, x), full-dose photons (divided by the dose fraction)
     grid: ImageGrid,
@@ -167,8 +177,7 @@ def intensity_scale(
 ) -> float:
     "Factor from full-dose photons per voxel to the network's intensity scale, in which normal myocardium is about 1. Raises `InputError` if the image is empty there."
     smooth = gaussian_filter(early_image.detach().cpu().double().numpy(), 8.0 / grid.voxel_mm)
-    near = (((grid.centers_mm() - grid.center_mm - HEART_MM) / AROUND_MM) ** 2).sum(1) < 1
-    top = float(np.percentile(smooth.ravel()[near], 95))
+    top = float(np.percentile(smooth[around_heart(grid)], 95))
     if not top > 0:
         raise InputError("the measured counts give no image where the heart should be: nothing to scale by")
     return float(np.interp(n_views, list(RECOVERY), list(RECOVERY.values()))) / top

@@ -451,7 +451,7 @@ def defect_shape(sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5) -> T
 
 def quick_image(study: Study, system: SystemMatrix) -> Tensor:  # (z, y, x), full-dose photons
     "Twelve passes of OSEM."
-    return osem(system, study.projections, 12, min(4, len(study.views)), background=study.background) / study.count_fraction
+    return osem(system, study.projections, 12, background=study.background) / study.count_fraction
 
 
 def probe_pair(

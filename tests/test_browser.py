@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import urllib.request
 
 import nbformat
 import pytest
@@ -205,3 +206,5 @@ def test_app(browser, shared_cache):
         elsewhere = [url for url in asked if not re.match(r"(https?|wss?)://127\.0\.0\.1|data:|blob:", url)]
         assert not elsewhere, f"the app asks other hosts: {elsewhere[:3]}"
         page.close()
+    with pytest.raises(OSError):  # who ends the command ends its server
+        urllib.request.urlopen(address, timeout=5)

@@ -161,6 +161,12 @@ def test_moving_the_image_moves_the_centre():
     assert np.allclose(after.center_mm - before.center_mm, (16, -12, 8), atol=2.5)
 
 
+def test_a_window_elsewhere_moves_the_heart_with_it():
+    _, image = usual()
+    before, after = find_ventricle(image), find_ventricle(image, ImageGrid(center_mm=(76, -22, -23)))
+    assert angle_deg(before, after) < 0.5 and np.allclose(after.center_mm - before.center_mm, (76, -22, -23), atol=0.5)
+
+
 def test_units_do_not_matter():
     _, image = usual()
     a, b = find_ventricle(image), find_ventricle(torch.from_numpy(1e6 * image))
