@@ -22,7 +22,7 @@ from torch import Tensor
 
 import diffspect_nb
 from .baselines import best_filter, best_stop, best_tv
-from .core import ImageGrid, InputError, atomic_folder, atomic_path, show_slices, write_json
+from .core import ImageGrid, InputError, ScaledMap, atomic_folder, atomic_path, show_slices, write_json
 from .geometry import field_of_view, named_scanner
 from .metrics import score
 from .mlem import mlem, osem
@@ -63,26 +63,28 @@ def versions() -> dict:
     return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
 
 
-def views_figure(study: Study, images: dict[str, Tensor], support) -> plt.Figure:
-    "Orthogonal planes through the heart of all images on one scale, and the measurement support of the last one."
+def views_figure(study: Study, images: dict[str, Tensor], support, maps: dict[str, ScaledMap] | None = None) -> plt.Figure:
+    "Orthogonal planes through the heart of all images on one scale; below, the measurement support of the last one and other maps of it."
     focus = study.heart if study.heart is not None else next(iter(images.values())) > 0
     center = tuple(int(c) for c in torch.nonzero(focus).float().mean(0).round())
     inside = torch.from_numpy(field_of_view(study.scanner, study.grid))
     shown = {name: image * inside for name, image in images.items()}
     top = float(np.percentile(np.asarray(next(iter(shown.values()))[focus]), 99.5))
-    fig = show_slices(shown, center, top, study.grid.voxel_mm, "photons per voxel, full dose")
+    beside = {name: replace(m, volume=torch.where(inside, m.volume, torch.nan)) for name, m in ({"measurement support": support.map} | (maps or {})).items()}
+    fig = show_slices(shown, center, top, study.grid.voxel_mm, "photons per voxel, full dose", maps=beside)
     fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)", size=9)
     return fig
 
 
-def write_result(folder: Path, study: Study, images: dict[str, Tensor], result: dict, support) -> None:
-    "Write image.nii.gz (the last image), the others by name, support.nii.gz, views.png and result.json, all or nothing."
+def write_result(folder: Path, study: Study, images: dict[str, Tensor], result: dict, support, maps: dict[str, ScaledMap] | None = None) -> None:
+    "Write image.nii.gz (the last image), the others and the maps by name, support.nii.gz, views.png and result.json, all or nothing."
     with atomic_folder(folder) as tmp:
-        for name, image in list(images.items())[:-1]:
+        named = list(images.items())[:-1] + [(name, m.volume) for name, m in (maps or {}).items()]
+        for name, image in named:
             save_image(tmp / f"{name.split(',')[0].lower().replace(' ', '_')}.nii.gz", image, study.grid)
         save_image(tmp / "image.nii.gz", list(images.values())[-1], study.grid)
         save_image(tmp / "support.nii.gz", support.image, study.grid)
-        figure = views_figure(study, images, support)
+        figure = views_figure(study, images, support, maps)
         figure.savefig(tmp / "views.png", dpi=110)
         plt.close(figure)
         write_json(tmp / "result.json", result)

@@ -48,7 +48,7 @@ from diffspect_nb.benchmark import (
     write_result,
 )
 from .cardiac import THRESHOLD_SD, deficit, find_ventricle, load_normals, polar_map, reversibility, segment_table, show_reading, show_views, turned
-from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, write_json
+from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, show_slices, write_json
 from .dicom import Placement, ct_to_mu, fetch_scans, focus_on, place_ct, plot_registration, read_activity, read_ct_mu, scans_in, read_projections, read_stir_pinhole, study_from_image, write_nm
 from .geometry import SCANNERS, named_scanner
 from .metrics import best_gaussian, score, score_table
@@ -57,13 +57,14 @@ from .phantom import dilate, torso
 from .sampler import Guidance, default_guidance, measurement_support, paper_guidance, reconstruct
 from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched, study_hashes
 from .training import TrainConfig, pretrained, pretrained_path, train
+from .uncertainty import filled_from_around, plot_probe, probe_region, uncertainty_of
 from .unet import fast_dtype
 
 # %% auto #0
-__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'run_reconstruct', 'oracle_rivals', 'run_demo',
-           'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_read', 'run_evaluate', 'run_train', 'commit',
-           'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook', 'run_dashboard',
-           'parser', 'main']
+__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'run_reconstruct', 'run_probe', 'oracle_rivals',
+           'run_demo', 'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_read', 'run_evaluate', 'run_train',
+           'commit', 'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook',
+           'run_dashboard', 'parser', 'main']
 
 # %% ../nbs/19_cli.ipynb #0c373569
 def writable(folder: str | Path) -> Path:
@@ -106,7 +107,9 @@ def file_hash(path: str | Path) -> str:
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     "`diffspect reconstruct STUDY --out DIR`, or `--from result.json` for the same once more"
-    out = writable(args.out)
+    if args.samples and (args.samples < 2 or args.method != "diffspect"):
+        raise InputError("--samples needs the method diffspect and 2 walks or more: one has no spread")
+    out, images, maps = writable(args.out), {}, {}
     guidance = repeated(args.earlier, args) if args.earlier else None
     if not args.study:
         raise InputError("name a study folder, or --from a result.json")
@@ -134,6 +137,10 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         done = reconstruct(study, guidance, system=system, prior=prior)
         image, support = done.image.cpu(), done.support
         details |= {"guidance": guidance.to_json(), "scale": done.scale, "prior": {"name": args.prior, "provenance": prior.provenance}}
+        if args.samples:
+            spread = uncertainty_of(study, args.samples, prior, guidance=guidance, system=system if device.type == "cuda" else None)
+            images, maps = {"mean": spread.mean}, {"uncertainty": spread.map(float(np.percentile(image, 99.9)))}
+            details["uncertainty"] = {"samples": spread.n, "level": 0.9, "temperature": spread.temperature, "floor": spread.floor}
     else:
         iterations = args.steps or (50 if args.method == "mlem" else 5)
         for step in mlem_steps(system, study.projections.to(device), iterations, background=study.background, n_subsets=1 if args.method == "mlem" else subset_count(len(study.views))):
@@ -145,12 +152,47 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     details |= {"reduced_deviance": support.reduced, "seconds": time.perf_counter() - started, "counts": study.counts, "count_fraction": study.count_fraction, "views": list(study.views)}
     rows = scores_of(study, {args.method: image}) if references_of(study) else []
     result = details | {"metrics": rows, "versions": versions(), "device": str(device), "input": made_from}
-    write_result(out, study, {args.method: image}, result, support)
+    write_result(out, study, images | {args.method: image}, result, support, maps)
     if args.dicom is not None:
         write_nm(out / "image.dcm", image, study.grid, args.dicom or None, args.anonymize, f"{args.method}, {len(study.views)} views")
     if rows:
         print(score_table(rows))
-    print(f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, views.png{', image.dcm' if args.dicom is not None else ''} and result.json to {out}")
+    print(f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, {'mean.nii.gz, uncertainty.nii.gz, ' if maps else ''}views.png{', image.dcm' if args.dicom is not None else ''} and result.json to {out}")
+
+
+def run_probe(args: argparse.Namespace) -> None:
+    "`diffspect probe RESULT --at X Y Z`"
+    if (args.at is None) == (args.region is None):
+        raise InputError("say which region: either --at X Y Z (with --radius-mm) or --region MASK.nii.gz")
+    out, folder = writable(args.out), Path(args.result)
+    repeated(folder / "result.json", args)
+    study = reduced_study(Study.load(args.study), args.counts, args.views, args.seed)
+    grid, image = study.grid, load_image(folder / "image.nii.gz", study.grid)
+    if args.region:
+        region = load_image(args.region, grid) > 0
+    else:
+        region = torch.from_numpy((((grid.centers_mm() - args.at) ** 2).sum(1) <= args.radius_mm**2).reshape(grid.shape))
+    if not region.any():
+        raise InputError("the region is empty: not a single voxel of the image lies in it")
+    filled = filled_from_around(image, region) if args.level is None else torch.where(region, args.level, image)
+    found = probe_region(study.system(), study.projections, image * study.count_fraction, region, filled * study.count_fraction, study.background)
+    shown, instead = float(image[region].mean()), float(filled[region].mean())
+    middle = tuple(int(c) for c in torch.nonzero(region).float().mean(0).round())
+    pictures = {
+        "region.png": show_slices({"as shown": image, "replaced": filled}, middle, float(np.percentile(image, 99.9)), grid.voxel_mm),
+        "probe.png": plot_probe({"region": found}).figure,
+    }
+    with atomic_folder(out) as tmp:
+        for file, figure in pictures.items():
+            figure.savefig(tmp / file, dpi=110)
+            plt.close(figure)
+        write_json(tmp / "probe.json", {
+            "verdict": found.verdict, "log_likelihood_ratio": found.log_likelihood_ratio, "amount": found.amount, "standard_error": found.standard_error,
+            "voxels": int(region.sum()), "shown": shown, "replaced_by": instead, "result": str(folder), "versions": versions(),
+        })
+    print(f"{int(region.sum())} voxels ({float(region.sum()) * grid.voxel_mm**3 / 1000:.1f} ml) show {shown:.4g} photons per voxel; asked instead: {instead:.4g}")
+    print(f"{found.verdict}: log-likelihood ratio {found.log_likelihood_ratio:+.1f}, preferred amount of change {found.amount:.2f} ± {found.standard_error:.2f} (0: as shown, 1: replaced)")
+    print(f"wrote region.png, probe.png and probe.json to {out}")
 
 # %% ../nbs/19_cli.ipynb #e730d0e3
 def oracle_rivals(study: Study, steps: list[Step]) -> list[dict]:
@@ -500,6 +542,7 @@ def parser() -> argparse.ArgumentParser:
     rec.add_argument("--tv", type=float, help="weight of total variation along z")
     rec.add_argument("--prior", default="diffspect", help="shipped checkpoint, or a .safetensors file")
     rec.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
+    rec.add_argument("--samples", type=int, default=0, metavar="N", help="also walk N times and write the mean and the 90 %% interval: mean.nii.gz, uncertainty.nii.gz (half its width)")
     rec.add_argument("--dicom", nargs="?", const="", metavar="SOURCE", help="also write image.dcm; with a DICOM file as SOURCE, for its patient and in its study")
     rec.add_argument("--anonymize", action="store_true", help="take no identity from SOURCE")
     rec.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
@@ -539,6 +582,15 @@ def parser() -> argparse.ArgumentParser:
     rd.add_argument("--azimuth", type=float, help="apex from straight ahead to the patient's left, degrees, instead of what was found")
     rd.add_argument("--elevation", type=float, help="apex downwards, degrees, likewise")
     rd.add_argument("--normals", choices=("f", "m"), default="m", help="normal hearts of women or men")
+
+    pr = command("probe", run_probe, "Ask the counts about one region of a reconstruction: as shown, or at the level of its surroundings?")
+    pr.add_argument("result", help="folder that `diffspect reconstruct` wrote")
+    pr.add_argument("--at", type=float, nargs=3, metavar=("X", "Y", "Z"), help="middle of the region (LPS, mm)")
+    pr.add_argument("--radius-mm", type=float, default=12.0, help="of the region, with --at")
+    pr.add_argument("--region", help="NIfTI mask on the image's grid, > 0 is inside")
+    pr.add_argument("--level", type=float, help="activity to put there instead, photons per voxel as in image.nii.gz; default: from its surroundings")
+    pr.add_argument("--out", default="out/probe", help="folder for region.png, probe.png and probe.json")
+    pr.set_defaults(study=None)
 
     ev = command("evaluate", run_evaluate, "PSNR, NRMSE and SSIM of an image against a reference (NIfTI).")
     ev.add_argument("image"), ev.add_argument("reference")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['STALE_S', 'MOST_JSON_BYTES', 'InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json',
-           'reading', 'read_json', 'cache_dir', 'show_slices']
+           'reading', 'read_json', 'cache_dir', 'ScaledMap', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
 class InputError(ValueError):
@@ -239,6 +239,16 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffspect_nb"
 
 # %% ../nbs/00_core.ipynb #5eab7b0c
+@dataclass(frozen=True, eq=False)
+class ScaledMap:
+    "What belongs beside an image but is measured in something else."
+
+    volume: Tensor  # (z, y, x), of the image's shape
+    vmax: float  # top of its scale, which starts at 0
+    unit: str
+    cmap: str = "inferno"
+
+
 def show_slices(
     volumes: dict[str, Tensor],  # title → image, all (z, y, x) of one shape
     center: tuple[int, int, int] | None = None,  # voxel (z, y, x) the planes pass through; default: middle
@@ -246,10 +256,13 @@ def show_slices(
     voxel_mm: float = 4.0,  # edge of a voxel, mm
     unit: str = "photons per voxel",
     cmap: str = "inferno",
+    maps: dict[str, ScaledMap] | None = None,  # title → map of the same shape: rows below, each with its own scale
 ) -> plt.Figure:
-    "Transverse, coronal and sagittal planes of each volume, one row per volume, one colour scale."
+    "Transverse, coronal and sagittal planes of each volume, one row per volume, one colour scale; maps below on theirs."
+    maps = maps or {}
     arrays = {k: np.asarray(torch.as_tensor(v).detach().cpu().float()) for k, v in volumes.items()}
     first = next(iter(arrays.values()))
+    arrays |= {k: np.asarray(m.volume.detach().cpu().float()) for k, m in maps.items()}
     for name, a in arrays.items():
         if a.shape != first.shape or a.ndim != 3:
             raise ValueError(f"volumes must share one (z, y, x) shape: {name!r} has {a.shape}, expected {first.shape}")
@@ -257,7 +270,8 @@ def show_slices(
     vmax = float(np.percentile(first, 99.9)) if vmax is None else vmax
     nz, ny, nx = (n * voxel_mm / 2 for n in first.shape)
     fig, axes = plt.subplots(len(arrays), 3, figsize=(8.4, 2.6 * len(arrays)), squeeze=False, constrained_layout=True)
-    for row, (name, a) in zip(axes, arrays.items(), strict=True):
+    scales = [(vmax, cmap, unit)] * len(volumes) + [(m.vmax, m.cmap, m.unit) for m in maps.values()]
+    for row, (name, a), (top, colors, _) in zip(axes, arrays.items(), scales, strict=True):
         planes = [
             ("transverse", a[k], (-nx, nx, ny, -ny), "x (mm), left →", "y (mm), back ↓"),
             ("coronal", a[:, j], (-nx, nx, -nz, nz), "x (mm), left →", "z (mm), head ↑"),
@@ -265,13 +279,15 @@ def show_slices(
         ]
         for ax, (plane, image, extent, xlabel, ylabel) in zip(row, planes, strict=True):
             origin = "upper" if plane == "transverse" else "lower"
-            shown = ax.imshow(image, extent=extent, origin=origin, vmin=0, vmax=max(vmax, 1e-30), cmap=cmap)
+            ax.imshow(image, extent=extent, origin=origin, vmin=0, vmax=max(top, 1e-30), cmap=colors)
             ax.set(title=f"{name}: {plane}" if plane == "transverse" else plane, xlabel=xlabel, ylabel=ylabel)
             ax.tick_params(labelsize=7)
             ax.title.set_size(9)
             ax.xaxis.label.set_size(7)
             ax.yaxis.label.set_size(7)
-    bar = fig.colorbar(shown, ax=axes, shrink=0.8, aspect=30)
-    bar.set_label(f"{unit} (0 … {vmax:.3g})", size=8)
-    bar.ax.tick_params(labelsize=7)
+    shared = len(volumes)
+    for rows, (top, _, name) in [(axes[:shared], scales[0]), *((axes[n : n + 1], scales[n]) for n in range(shared, len(axes)))]:
+        bar = fig.colorbar(rows[0, 0].images[0], ax=rows, shrink=0.8, aspect=30 if rows is axes[:shared] and shared > 1 else 15)
+        bar.set_label(f"{name} (0 … {top:.3g})", size=8)
+        bar.ax.tick_params(labelsize=7)
     return fig

@@ -5,7 +5,9 @@
 # %% ../nbs/18_dashboard.ipynb #c14f390b
 from __future__ import annotations
 
+import base64
 import html
+import io
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import ipywidgets as w
+import matplotlib
+import matplotlib.image
 import numpy as np
 import torch
 
 from .benchmark import masks_of, references_of, scores_of, versions, write_result
-from .core import ImageGrid, InputError, Step
+from .core import ImageGrid, InputError, ScaledMap, Step
 from .diffusion import add_noise, cosine_schedule, linear_schedule
 from .geometry import Scanner, dnm570c
 from .metrics import psnr
@@ -32,8 +36,8 @@ from .viewer import VolumeViewer, focus_of
 
 # %% auto #0
 __all__ = ['R', 'COUNT_LEVELS', 'TERRITORIES', 'KEPT_RUNS', 'GUIDANCE_KNOBS', 'SOURCE_CONTROLS', 'StreamView', 'curve_svg',
-           'Knob', 'Dashboard', 'geometry_dashboard', 'mlem_dashboard', 'diffusion_dashboard', 'simulated_patient',
-           'Wish', 'Run', 'ReconstructionDashboard']
+           'map_html', 'Knob', 'Dashboard', 'geometry_dashboard', 'mlem_dashboard', 'diffusion_dashboard',
+           'simulated_patient', 'Wish', 'Run', 'ReconstructionDashboard']
 
 # %% ../nbs/18_dashboard.ipynb #b14fdbc7
 R = TypeVar("R")
@@ -162,6 +166,23 @@ def curve_svg(
     ticks = f'<text x="48" y="24" text-anchor="end">{number(high)}</text><text x="48" y="80" text-anchor="end">{number(low)}</text><text x="52" y="93">1</text><text x="310" y="93" text-anchor="end">step {total}</text>'
     return f'<svg viewBox="0 0 320 98" role="img" aria-label="{html.escape(title)}" style="width:100%;max-width:420px;font:10px system-ui,sans-serif;fill:currentColor"><text x="52" y="12">{html.escape(title)}: {last}</text><path d="M52 18V82H310" fill="none" stroke="currentColor" opacity=".4"/>{ticks}{lines}</svg>'
 
+
+def map_html(
+    shown: ScaledMap,
+    title: str,
+    center: tuple[int, int, int],  # voxel (z, y, x) the planes pass through
+) -> str:
+    "Transverse, coronal and sagittal plane of a map side by side, as HTML with its scale in words; places that no view sees stay empty."
+    k, j, i = center
+    volume = shown.volume.detach().cpu().numpy()
+    colored = lambda plane: matplotlib.colormaps[shown.cmap](np.ma.masked_equal(plane, 0) / shown.vmax)
+    pictures = []
+    for name, plane in {"transverse": volume[k], "coronal": volume[::-1, j], "sagittal": volume[::-1, :, i]}.items():
+        png = io.BytesIO()
+        matplotlib.image.imsave(png, colored(plane), format="png")
+        pictures.append(f'<img alt="{html.escape(title)}: {name}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">')
+    return f'<figure class="dsd-map"><figcaption>{html.escape(title)} ({html.escape(shown.unit)}; 0 … {shown.vmax:g})</figcaption>{"".join(pictures)}</figure>'
+
 # %% ../nbs/18_dashboard.ipynb #e4cacd10
 _STYLE = """<style>
 .dsd { container-type: inline-size; }
@@ -170,6 +191,8 @@ _STYLE = """<style>
 .dsd .dsd-main { flex: 3 1 390px; min-width: 0; overflow: visible; }
 .dsd .dsd-curves { display: flex; flex-wrap: wrap; gap: 8px; }
 .dsd .dsd-curves svg { flex: 1 1 260px; }
+.dsd .dsd-map { margin: 8px 0; }
+.dsd .dsd-map img { width: 30%; max-width: 220px; margin-right: 2%; vertical-align: top; image-rendering: pixelated; }
 .dsd .dsd-row { display: flex; justify-content: space-between; gap: 8px; line-height: 1.3; margin-top: 4px; }
 .dsd .dsd-row span { color: var(--jp-ui-font-color2, #555); }
 .dsd .dsd-mark { position: relative; height: 9px; margin: 0 62px 0 10px; }
@@ -690,7 +713,8 @@ class ReconstructionDashboard(Dashboard):
             self.history = [*self.history, Run(label, wish, study, result, scores)][-KEPT_RUNS:]
             rows = "".join(f"<tr><td>{r['reference']}</td><td>{r['mask']}</td><td>{r['psnr_db']:.2f}</td><td>{r['nrmse']:.3f}</td><td>{r['ssim']:.3f}</td></tr>" for r in scores)
             table = f"<table><tr><th>against</th><th>in</th><th>PSNR (dB)</th><th>NRMSE</th><th>SSIM</th></tr>{rows}</table>" if rows else "no truth and no full-dose image to compare with"
-            self.scores.value = f"{table}reduced deviance {result.support.reduced:.3f} (1: the image explains the counts)"
+            support = map_html(result.support.map, "measurement support", tuple(self.viewer.cursor))
+            self.scores.value = f"{table}reduced deviance {result.support.reduced:.3f} (1: the image explains the counts){support}"
             labels, was = [run.label for run in self.history], self.first.value
             self.second.options, self.first.options = labels, labels
             self.first.value, self.second.value = labels[-1], was if was in labels else labels[max(0, len(labels) - 2)]

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 import diffspect_nb
-from .core import InputError, Step, last
+from .core import InputError, ScaledMap, Step, last
 from .diffusion import NoiseSchedule, add_noise, cosine_schedule, ddim_step, dpm2_step, predict_eps, timesteps
 from .mlem import EARLY_UPDATES, anchored_em, intensity_scale, mlem_steps, poisson_deviance, poisson_log_likelihood
 from .study import Study
@@ -310,6 +310,11 @@ class MeasurementSupport:
     deviance: Tensor  # (view, row, column), per bin
     image: Tensor  # (z, y, x): mean deviance of the bins that see each voxel
     reduced: float  # total deviance ÷ that of Poisson noise alone; about 1 is a fit
+
+    @property
+    def map(self) -> ScaledMap:
+        "The image, to be shown beside the one it judges: grey where noise explains the counts, red where they are not explained."
+        return ScaledMap(self.image, 2.0, "mean deviance of its bins, 1: noise", "coolwarm")
 
 
 @dataclass(frozen=True)

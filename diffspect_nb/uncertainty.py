@@ -28,11 +28,11 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from .benchmark import defect_regions, reduced
-from .core import ImageGrid, InputError, Step
+from .core import ImageGrid, InputError, ScaledMap, Step
 from .geometry import named_scanner
 from .mlem import osem
 from .phantom import Phantom, dilate, torso
-from .sampler import Beginning, Denoise, Guidance, MeasurementSupport, beginning_steps, default_guidance, outcome, reconstruct
+from .sampler import Beginning, Denoise, Guidance, beginning_steps, default_guidance, outcome, reconstruct
 from .study import Mismatch, Study, simulate, simulate_mismatched
 from .system import SystemMatrix, cache_path
 from .training import Prior, pretrained
@@ -40,8 +40,7 @@ from .training import Prior, pretrained
 # %% auto #0
 __all__ = ['FITTED', 'resampled', 'Walks', 'start_worker', 'sample_steps', 'posterior_samples', 'Spread', 'spread', 'coverage',
            'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint', 'Calibration', 'uncertainty_of',
-           'plot_beside', 'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image',
-           'probe_pair']
+           'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image', 'probe_pair']
 
 # %% ../nbs/15_uncertainty.ipynb #ea51c664
 def resampled(study: Study, seed: int) -> Study:
@@ -197,6 +196,10 @@ class Spread:
         half = _z(level) * self.sigma
         return (self.mean - half).clamp_min(0), self.mean + half
 
+    def map(self, top: float, level: float = 0.9) -> ScaledMap:
+        "Half the width of the interval, to be shown beside the image on its scale."
+        return ScaledMap(_z(level) * self.sigma, top, "photons per voxel")
+
 
 def spread(
     samples: Tensor | Sequence[Tensor],  # n images (z, y, x), or anything `of` accepts
@@ -311,34 +314,6 @@ def uncertainty_of(
     samples = posterior_samples(study, n, prior=prior, **({"resample": calibration.resample} | options))
     return spread(samples, temperature=calibration.temperature(study.count_level), floor=calibration.floor)
 
-# %% ../nbs/15_uncertainty.ipynb #9c1163df
-def plot_beside(
-    image: Tensor,  # (z, y, x), full-dose photons
-    support: MeasurementSupport,  # of that image
-    of: Spread | None = None,  # of the same study
-    center: tuple[int, int, int] | None = None,  # voxel (z, y, x) the planes pass through; default: middle
-    voxel_mm: float = 4.0,
-    vmax: float | None = None,  # top of the image's scale; default: its 99.9th percentile
-) -> plt.Figure:
-    "Three planes of the image, of the deviance of the counts that each voxel takes part in, and of the 90 % interval's half width."
-    k, j, i = center or tuple(n // 2 for n in image.shape)
-    top = float(np.percentile(image.numpy(), 99.9)) if vmax is None else vmax
-    rows = [("image", image, top, "inferno", "photons per voxel"), ("measurement support", support.image, 2.0, "coolwarm", "mean deviance of its bins\n1: noise alone")]
-    if of is not None:
-        half = (of.interval(0.9)[1] - of.mean).clamp_max(top)
-        rows.append(("90 % interval: mean ±", half, top, "inferno", "photons per voxel"))
-    nz, ny, nx = (n * voxel_mm / 2 for n in image.shape)
-    fig, axes = plt.subplots(len(rows), 3, figsize=(8.4, 2.5 * len(rows)), constrained_layout=True)
-    for line, (name, volume, most, cmap, unit) in zip(axes, rows, strict=True):
-        planes = (volume[k], (-nx, nx, ny, -ny), "upper"), (volume[:, j], (-nx, nx, -nz, nz), "lower"), (volume[:, :, i], (-ny, ny, -nz, nz), "lower")
-        for ax, (plane, extent, origin), label in zip(line, planes, ("transverse", "coronal", "sagittal"), strict=True):
-            shown = ax.imshow(plane.cpu().numpy(), extent=extent, origin=origin, vmin=0, vmax=most, cmap=cmap)
-            ax.set_title(f"{name}: {label}" if label == "transverse" else label, fontsize=9)
-            ax.tick_params(labelsize=7)
-        fig.colorbar(shown, ax=line, shrink=0.8).set_label(unit, size=8)
-    fig.suptitle(f"reduced deviance {support.reduced:.3f} (1 = explained by the counts); axes in mm", size=9)
-    return fig
-
 # %% ../nbs/15_uncertainty.ipynb #15aa5bf1
 @dataclass(frozen=True)
 class Probe:
@@ -353,10 +328,11 @@ class Probe:
 
     @property
     def verdict(self) -> str:
-        "One line for a reader."
-        if self.standard_error > 0.5:
+        "One line for a reader: what lies within two standard errors of the preferred amount."
+        as_shown, replaced = (abs(self.amount - end) < 2 * self.standard_error for end in (0, 1))
+        if as_shown and replaced:
             return "the counts cannot tell"
-        if abs(self.amount - 0.5) < 2 * self.standard_error and 0 < self.amount < 1:
+        if not as_shown and not replaced and 0 < self.amount < 1:
             return "the counts prefer something in between"
         return "the counts support what the image shows" if self.amount < 0.5 else "the counts contradict what the image shows"
 

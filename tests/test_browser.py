@@ -91,6 +91,8 @@ def test_drag_changes_the_image(page):
     assert picture(page, "guided") != before
     assert len(results(page)) == len(kept) + 1
     assert page.locator(".widget-dropdown", has_text="settings").locator("select").input_value() == "your own"
+    support = page.locator(".dsd-map img")
+    assert [support.nth(n).evaluate("i => i.naturalWidth") for n in range(support.count())] == [70, 70, 70]
     assert not page.problems
 
 

@@ -17,7 +17,7 @@ from diffspect_nb.cardiac import true_ventricle
 from diffspect_nb.cli import main, sample_folder
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.study import Study, save_image, simulate
+from diffspect_nb.study import Study, load_image, save_image, simulate
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_info_names_versions_and_checkpoints(capsys):
 
 def test_every_command_has_help_and_usage_errors_exit_with_2():
     for command in (
-        *("", "demo", "reconstruct", "simulate", "import", "fetch", "read", "evaluate"),
+        *("", "demo", "reconstruct", "simulate", "import", "fetch", "read", "probe", "evaluate"),
         *("train", "benchmark", "dashboard", "scanner", "info"),
     ):
         argv = [str(Path(sys.executable).parent / "diffspect"), *command.split(), "--help"]
@@ -223,6 +223,43 @@ def test_a_heart_is_read_from_the_command_line(tmp_path, capsys):
     save_image(tmp_path / "flat.nii.gz", torch.ones(phantom.grid.shape), phantom.grid)
     assert main(["read", str(tmp_path / "flat.nii.gz"), "--out", str(out)]) == 2
     assert "no heart in view" in capsys.readouterr().err
+
+
+def test_samples_and_a_probe_of_what_they_show(tiny_study, tmp_path, capsys):
+    "Mean and interval beside the image; then the counts are asked about its hottest place."
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    few = ["--counts", "0.5", "--steps", "2", "--seed", "3"]
+    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--samples", "2", *few]) == 0
+    assert main(["reconstruct", str(tiny_study), "--out", str(plain), *few]) == 0
+    image, mean, half = (load_image(out / f"{n}.nii.gz") for n in ("image", "mean", "uncertainty"))
+    assert torch.equal(image, load_image(plain / "image.nii.gz")) and not (plain / "mean.nii.gz").exists()
+    assert half.max() > 0 and (half >= 0).all() and not torch.equal(mean, image)
+    about = json.loads((out / "result.json").read_text())["uncertainty"]
+    assert about["samples"] == 2 and about["temperature"] > 0 and "uncertainty.nii.gz" in capsys.readouterr().out
+    grid = tiny_grid()
+    hottest = [str(float(v)) for v in grid.centers_mm()[int(image.argmax())]]
+    asked = ["probe", str(out), "--radius-mm", "30", "--out", str(tmp_path / "probe"), "--at", *hottest]
+    assert main(asked) == 0
+    found = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert found["verdict"] in capsys.readouterr().out and found["voxels"] > 8 and found["replaced_by"] < found["shown"]
+    assert main([*asked, "--level", "0"]) == 0  # a heart without its hottest part is not what was measured
+    found = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert found["verdict"] == "the counts support what the image shows" and found["log_likelihood_ratio"] > 5
+    for name in ("region.png", "probe.png"):
+        assert (tmp_path / "probe" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_and_probes_that_cannot_be(tiny_study, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "one has no spread" in refused(capsys, "reconstruct", tiny_study, "--out", out, "--samples", 1)
+    assert "method diffspect" in refused(
+        capsys, "reconstruct", tiny_study, "--out", out, "--samples", 4, "--method", "mlem"
+    )
+    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem", "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert "which region" in refused(capsys, "probe", out)
+    assert "region is empty" in refused(capsys, "probe", out, "--at", 900, 0, 0)
+    assert "cannot be read" in refused(capsys, "probe", tmp_path / "nothing", "--at", 0, 0, 0)
 
 
 def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys, monkeypatch):
