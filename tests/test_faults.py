@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT
+from fuzz import READERS
 from safetensors.numpy import load_file
 
 from diffspect_nb.core import atomic_folder, atomic_path, write_json
@@ -33,6 +34,18 @@ def test_kills_at_random_moments_leave_whole_files_and_the_same_weights(tmp_path
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["training"]["kills"] == 2 and found["reconstruct"]["kills"] == 3
     assert found["reconstruct"]["half_written_outputs"] == 0
+
+
+def test_the_long_checks_held_what_is_claimed():
+    "benchmarks/kills.json and fuzz.json, as they were last found."
+    kills, fuzz = (json.loads((ROOT / "benchmarks" / f"{name}.json").read_text()) for name in ("kills", "fuzz"))
+    training, image = kills["training"], kills["reconstruct"]
+    assert training["kills"] >= 50 and training["runs"] == training["runs_that_end_in_the_same_weights"] > 0
+    assert image["kills"] >= 100 and image["half_written_outputs"] == 0
+    assert set(fuzz["readers"]) == set(READERS) and fuzz["inputs"] >= 5000
+    for name, found in fuzz["readers"].items():
+        assert set(found["outcomes"]) <= {"read", "refused"} and sum(found["outcomes"].values()) >= 5000, name
+        assert found["slowest_s"] < 10 and found["memory_above_start_mib"] < 1024, name
 
 
 def test_a_kill_between_checkpoint_and_state_resumes_to_the_same_weights(tmp_path):
