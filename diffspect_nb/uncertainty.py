@@ -28,6 +28,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from .benchmark import defect_regions, reduced
+from .cardiac import LeftVentricle, PolarMap, polar_map
 from .core import ImageGrid, InputError, ScaledMap, Step
 from .geometry import named_scanner
 from .mlem import osem
@@ -40,7 +41,8 @@ from .training import Prior, pretrained
 # %% auto #0
 __all__ = ['FITTED', 'resampled', 'Walks', 'start_worker', 'sample_steps', 'posterior_samples', 'Spread', 'spread', 'coverage',
            'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint', 'Calibration', 'uncertainty_of',
-           'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image', 'probe_pair']
+           'polar_spread', 'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image',
+           'probe_pair']
 
 # %% ../nbs/15_uncertainty.ipynb #ea51c664
 def resampled(study: Study, seed: int) -> Study:
@@ -313,6 +315,16 @@ def uncertainty_of(
         warnings.warn(f"these temperatures were fitted with all views, this study has {len(study.views)} of {study.scanner.n_views}: intervals may be too narrow", stacklevel=2)
     samples = posterior_samples(study, n, prior=prior, **({"resample": calibration.resample} | options))
     return spread(samples, temperature=calibration.temperature(study.count_level), floor=calibration.floor)
+
+# %% ../nbs/15_uncertainty.ipynb #eb6bfbf9
+def polar_spread(
+    samples: Sequence[Tensor],  # n images (z, y, x)
+    ventricle: LeftVentricle | None = None,  # default: found in their mean
+    grid: ImageGrid | None = None,  # default: 4 mm voxels in the images' shape
+) -> tuple[Spread, PolarMap]:
+    "Polar map of every walk along one axis, each in per cent of its maximum: mean and standard deviation (row, angle), and the mean image's map to draw them on. Raises `InputError` as `polar_map` and `spread`."
+    disc = polar_map(torch.stack(list(samples)).mean(0), ventricle, grid)
+    return spread(samples, lambda image: torch.from_numpy(polar_map(image, disc.ventricle, grid).percent)), disc
 
 # %% ../nbs/15_uncertainty.ipynb #15aa5bf1
 @dataclass(frozen=True)

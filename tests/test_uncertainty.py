@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from diffspect_nb.core import InputError
+from diffspect_nb.cardiac import segment_table, true_ventricle
+from diffspect_nb.core import InputError, show_slices
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem, poisson_log_likelihood
 from diffspect_nb.observer import area_under_roc
@@ -31,9 +33,9 @@ from diffspect_nb.uncertainty import (
     fingerprint,
     fit_temperature,
     interval_score,
-    plot_beside,
     plot_coverage,
     plot_probe,
+    polar_spread,
     posterior_samples,
     probe_pair,
     probe_region,
@@ -337,6 +339,22 @@ def test_preferred_amount_is_unbiased_and_scatters_as_promised(system, scene, tr
     assert abs(amounts.std() / promised - 1) < 0.2
 
 
+def test_a_polar_map_of_walks_that_differ_in_one_wall():
+    "Walks of one heart whose inferior wall is 100, 80 or 60 % of the rest: mean and deviation there, none elsewhere."
+    phantom = torso(np.random.default_rng(3), defects=[], sex="m")
+    v = true_ventricle(phantom.meta["heart"])
+    heart = torch.from_numpy(gaussian_filter(phantom.activity.numpy(), 1.3))
+    away = torch.from_numpy((phantom.grid.centers_mm() - v.center_mm) @ v.anterior).reshape(heart.shape)
+    walks = [torch.where(away < -15, share * heart, heart) for share in (1.0, 0.8, 0.6)]
+    found, disc = polar_spread(walks, v, phantom.grid)
+    assert found.n == 3 and disc.ventricle == v
+    deviation, mean = ({r["name"]: r["mean"] for r in segment_table(disc, m.numpy())} for m in (found.std, found.mean))
+    assert 14 < deviation["mid inferior"] < 21 and deviation["mid anterior"] < 1
+    assert 0.75 < mean["mid inferior"] / mean["mid anterior"] < 0.9
+    with pytest.raises(InputError, match="2 samples"):
+        polar_spread(walks[:1], v, phantom.grid)
+
+
 def test_verdicts(system, scene):
     image, expected, region = scene
     bright = 100 * image
@@ -421,7 +439,9 @@ def test_plots_return_axes(samples, study, system, scene):
     ax = plot_coverage({"raw": (one, study.truth, study.heart)})
     assert len(ax.lines) == 2 and ax.get_xlabel()
     support = measurement_support(system, study.projections, image)
-    assert len(plot_beside(image, support).axes) == 2 * 4 and len(plot_beside(image, support, one).axes) == 3 * 4
+    figure = show_slices({"image": image}, maps={"support": support.map, "± 90 %": one.map(float(image.max()))})
+    assert len(figure.axes) == 3 * 4 and "deviance" in figure.axes[-2].get_ylabel()  # three planes a row, a scale each
+    assert float(one.map(1.0).volume.max()) == pytest.approx(1.6449 * float(one.sigma.max()), rel=1e-4)
     probes = {name: probe_region(system, expected, image, region, level) for name, level in (("a", None), ("b", 0.0))}
     ax = plot_probe(probes)
     assert len(ax.get_legend().get_texts()) == 2
