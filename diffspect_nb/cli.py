@@ -57,7 +57,7 @@ from .phantom import dilate, torso
 from .sampler import Guidance, default_guidance, measurement_support, paper_guidance, reconstruct
 from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched, study_hashes
 from .training import TrainConfig, pretrained, pretrained_path, train
-from .uncertainty import filled_from_around, plot_probe, probe_region, uncertainty_of
+from .uncertainty import ball, filled_from_around, plot_probe, probe_region, uncertainty_of
 from .unet import fast_dtype
 
 # %% auto #0
@@ -168,19 +168,16 @@ def run_probe(args: argparse.Namespace) -> None:
     repeated(folder / "result.json", args)
     study = reduced_study(Study.load(args.study), args.counts, args.views, args.seed)
     grid, image = study.grid, load_image(folder / "image.nii.gz", study.grid)
-    if args.region:
-        region = load_image(args.region, grid) > 0
-    else:
-        region = torch.from_numpy((((grid.centers_mm() - args.at) ** 2).sum(1) <= args.radius_mm**2).reshape(grid.shape))
+    region = load_image(args.region, grid) > 0 if args.region else ball(grid, args.at, args.radius_mm)
     if not region.any():
-        raise InputError("the region is empty: not a single voxel of the image lies in it")
+        raise InputError(f"{args.region}: the region is empty, not a single voxel of it is above 0")
     filled = filled_from_around(image, region) if args.level is None else torch.where(region, args.level, image)
     found = probe_region(study.system(), study.projections, image * study.count_fraction, region, filled * study.count_fraction, study.background)
     shown, instead = float(image[region].mean()), float(filled[region].mean())
     middle = tuple(int(c) for c in torch.nonzero(region).float().mean(0).round())
     pictures = {
         "region.png": show_slices({"as shown": image, "replaced": filled}, middle, float(np.percentile(image, 99.9)), grid.voxel_mm),
-        "probe.png": plot_probe({"region": found}).figure,
+        "probe.png": plot_probe({"region": found}).set_title(found.verdict, fontsize=9).figure,
     }
     with atomic_folder(out) as tmp:
         for file, figure in pictures.items():
@@ -191,7 +188,7 @@ def run_probe(args: argparse.Namespace) -> None:
             "voxels": int(region.sum()), "shown": shown, "replaced_by": instead, "result": str(folder), "versions": versions(),
         })
     print(f"{int(region.sum())} voxels ({float(region.sum()) * grid.voxel_mm**3 / 1000:.1f} ml) show {shown:.4g} photons per voxel; asked instead: {instead:.4g}")
-    print(f"{found.verdict}: log-likelihood ratio {found.log_likelihood_ratio:+.1f}, preferred amount of change {found.amount:.2f} ± {found.standard_error:.2f} (0: as shown, 1: replaced)")
+    print(found)
     print(f"wrote region.png, probe.png and probe.json to {out}")
 
 # %% ../nbs/19_cli.ipynb #e730d0e3

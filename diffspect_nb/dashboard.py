@@ -32,6 +32,7 @@ from .sampler import Guidance, Reconstruction, beginning_steps, default_guidance
 from .study import Study, central_row, reduced_study, sample_folder, simulate
 from .system import SystemMatrix
 from .training import pretrained
+from .uncertainty import Probe, ball, probe_region
 from .viewer import VolumeViewer, focus_of
 
 # %% auto #0
@@ -535,13 +536,14 @@ class ReconstructionDashboard(Dashboard):
             _heading("Guidance"), controls["preset"], *(k[n] for n in GUIDANCE_KNOBS), controls["seed"],
         ]
         self.first, self.second = (w.Dropdown(options=[], description=text, layout=w.Layout(width="min(100%, 420px)")) for text in ("compare", "with"))
-        self.compare_button, self.live_button, self.export_button = (w.Button(description=text, tooltip=tip, layout=w.Layout(width="110px")) for text, tip in (
-            ("Compare", "show the two chosen results side by side"), ("Show live", "show input, guided image, full dose and truth"), ("Export", "write the first chosen result as NIfTI, picture and result.json")))
+        self.compare_button, self.live_button, self.probe_button, self.export_button = (w.Button(description=text, tooltip=tip, layout=w.Layout(width="110px")) for text, tip in (
+            ("Compare", "show the two chosen results side by side"), ("Show live", "show input, guided image, full dose and truth"),
+            ("Probe", "ask the counts about 12 mm round the crosshair of the first chosen result: as shown, or at the level around it?"), ("Export", "write the first chosen result as NIfTI, picture and result.json")))
         self.export_to = w.Text("out/dashboard", description="to folder", layout=w.Layout(width="min(100%, 420px)"))
         self.code = w.Textarea("", description="repeat it", disabled=False, rows=3, layout=w.Layout(width="100%"))
         self.scores = w.HTML()
         below = [
-            self.scores, _heading("Results kept"), self.first, self.second, w.HBox([self.compare_button, self.live_button], layout=w.Layout(flex_flow="row wrap")),
+            self.scores, _heading("Results kept"), self.first, self.second, w.HBox([self.compare_button, self.live_button, self.probe_button], layout=w.Layout(flex_flow="row wrap")),
             w.HBox([self.export_to, self.export_button], layout=w.Layout(flex_flow="row wrap")), self.code,
         ]
         self.history: list[Run] = []
@@ -561,6 +563,7 @@ class ReconstructionDashboard(Dashboard):
         self.load_button.on_click(lambda _: self._load())
         self.compare_button.on_click(lambda _: self._guarded(self.compare))
         self.live_button.on_click(lambda _: self._guarded(self.show_live))
+        self.probe_button.on_click(lambda _: self._guarded(self.probe))
         self.export_button.on_click(lambda _: self._guarded(self.export))
         self.first.observe(lambda _: self._show_code(), "value")
         self._source_moved()
@@ -749,6 +752,16 @@ class ReconstructionDashboard(Dashboard):
         "Input, guided image, full dose and truth."
         self._live = True
         self.viewer.show(self._live_volumes)
+
+    def probe(self, radius_mm: float = 12.0) -> Probe:
+        "Ask the counts of the first chosen result about the place at the crosshair: as shown, or at the level of its surroundings?"
+        run = self.run_called(self.first.value)
+        study, grid = run.study, run.study.grid
+        middle = [axis[i] for axis, i in zip(grid.axes_mm(), self.viewer.cursor, strict=True)][::-1]
+        system = self._data[2] if self._data and self._data[1] is study else study.system()
+        found = probe_region(system, study.projections, run.result.image * study.count_fraction, ball(grid, middle, radius_mm), background=study.background)
+        self.say(f"{radius_mm:g} mm round x {middle[0]:.0f}, y {middle[1]:.0f}, z {middle[2]:.0f} mm: {found}")
+        return found
 
     def export(self) -> None:
         "Write the first chosen result: image.nii.gz, input.nii.gz, support.nii.gz, views.png and result.json."

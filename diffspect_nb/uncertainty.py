@@ -41,8 +41,8 @@ from .training import Prior, pretrained
 # %% auto #0
 __all__ = ['FITTED', 'resampled', 'Walks', 'start_worker', 'sample_steps', 'posterior_samples', 'Spread', 'spread', 'coverage',
            'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint', 'Calibration', 'uncertainty_of',
-           'polar_spread', 'Probe', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image',
-           'probe_pair']
+           'polar_spread', 'Probe', 'ball', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape',
+           'quick_image', 'probe_pair']
 
 # %% ../nbs/15_uncertainty.ipynb #ea51c664
 def resampled(study: Study, seed: int) -> Study:
@@ -347,6 +347,21 @@ class Probe:
         if not as_shown and not replaced and 0 < self.amount < 1:
             return "the counts prefer something in between"
         return "the counts support what the image shows" if self.amount < 0.5 else "the counts contradict what the image shows"
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: log-likelihood ratio {self.log_likelihood_ratio:+.1f}, preferred amount of change {self.amount:.2f} ± {self.standard_error:.2f} (0: as shown, 1: replaced)"
+
+
+def ball(
+    grid: ImageGrid,
+    middle_mm: Sequence[float],  # (x, y, z)
+    radius_mm: float = 12.0,
+) -> Tensor:  # (z, y, x), bool
+    "A region to ask about. Raises `InputError` if not a single voxel lies in it."
+    region = torch.from_numpy((((grid.centers_mm() - np.asarray(middle_mm)) ** 2).sum(1) <= radius_mm**2).reshape(grid.shape))
+    if not region.any():
+        raise InputError(f"the region is empty: no voxel lies within {radius_mm:g} mm of {tuple(middle_mm)} mm (x, y, z)")
+    return region
 
 
 def filled_from_around(

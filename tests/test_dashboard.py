@@ -217,6 +217,17 @@ def test_compare_and_export(dashboard, study, tmp_path):
     assert "cannot write" in dashboard.message.value and "dsd-error" in dashboard.message.value
 
 
+def test_probe_at_the_crosshair(dashboard, study):
+    "On the hottest voxel: its surroundings are colder, so filling it from there takes photons away."
+    image = dashboard.last.result.image
+    dashboard.viewer.cursor = [int(i) for i in np.unravel_index(int(image.argmax()), image.shape)]
+    dashboard.probe_button.click()
+    found = dashboard.probe()
+    assert str(found) in dashboard.message.value.replace("&#x27;", "'") and "dsd-error" not in dashboard.message.value
+    assert found.photons < 0
+    assert "measurement support" in dashboard.scores.value
+
+
 @pytest.mark.parametrize("damage", ["no study.json", "not JSON", "truncated counts"])
 def test_a_damaged_study_is_one_line(dashboard, study, tmp_path, damage):
     study.save(tmp_path)
