@@ -79,7 +79,7 @@ def _components(present: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np
 
 
 def area_under_roc(present: np.ndarray, absent: np.ndarray) -> Area:
-    "Mann–Whitney area with DeLong's 95 % interval (DeLong et al., Biometrics 44:837, 1988), on the logit scale so that it stays within 0 … 1."
+    "Mann–Whitney area with DeLong's 95 % interval (DeLong et al., Biometrics 44:837, 1988), on the logit scale so that it stays within 0 … 1; no width where all are ordered rightly."
     with_it, without = _components(np.asarray(present, float), np.asarray(absent, float))
     auc = float(with_it.mean())
     sd = np.sqrt(with_it.var(ddof=1) / len(with_it) + without.var(ddof=1) / len(without))

@@ -1,6 +1,8 @@
 "Uncertainty: samples by seed alone, intervals that cover what they promise, a probe against closed forms."
 
+import csv
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -281,6 +283,19 @@ def test_temperatures_run_smoothly_from_level_to_level():
 
 def test_shipped_temperatures_belong_to_the_shipped_prior():
     assert fingerprint(pretrained()) == FITTED.prior, f"run `{FITTED.command}` and copy what it prints"
+
+
+def test_the_long_study_holds_what_is_claimed(root):
+    "benchmarks/uncertainty.*, as last measured: what ships was fitted there; coverage and probe keep their promises."
+    about = json.loads((root / "benchmarks" / "uncertainty.json").read_text(encoding="utf-8"))
+    fitted, shipped = about["calibration"], json.loads(json.dumps(dataclasses.asdict(FITTED)))
+    assert fitted == shipped and not set(about["validation"]) & set(about["test"])
+    with (root / "benchmarks" / "uncertainty.csv").open(encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file) if r["part"] == "test, calibrated"]
+    assert {float(r["dose"]) for r in rows} >= {0.01, 0.05, 0.2} and min(int(r["patients"]) for r in rows) >= 6
+    assert all(0.85 <= float(r["coverage_90"]) <= 0.95 for r in rows)
+    probed = [r for r in about["probe"] if (r["setting"], r["defects"]) == ("counts 0.2", "all")]
+    assert len(probed) == 4 and all(r["pairs"] >= 24 and r["auc"] >= 0.95 for r in probed)
 
 
 def test_another_prior_and_fewer_views_are_warned_of(study, recwarn):
