@@ -599,7 +599,7 @@ def parser() -> argparse.ArgumentParser:
 
     be = command("benchmark", run_benchmark_command, "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.")
     be.add_argument("--out", default="out/benchmark", help="folder for rows, tables and figures")
-    be.add_argument("--studies", type=int, default=12, help="number of simulated test patients")
+    be.add_argument("--studies", type=int, default=18, help="number of simulated test patients")
     be.add_argument("--first-seed", type=int, default=FIRST_TEST, help="seed of the first; tests start at 930000, validation at 910000")
     be.add_argument("--real", help="folder of the PhysioNet 530c set: its scans become five more studies")
     be.add_argument("--prior", default="diffspect", help="shipped checkpoint, or a .safetensors file")
