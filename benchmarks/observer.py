@@ -30,7 +30,6 @@ from diffspect_nb.observer import (
     octave_channels,
     responses_of,
 )
-from diffspect_nb.phantom import defect_weight, heart_frame, lv_wall_share, torso
 from diffspect_nb.sampler import reconstruct
 from diffspect_nb.training import pretrained
 
@@ -43,11 +42,8 @@ def patient_lines(seed: int, settings: list[str], prior, done: set) -> list[dict
     scanner, channels = dnm570c(), octave_channels()
     pair = observer_pair(seed, scanner)
     grid = pair.present.grid
-    healthy = torso(np.random.default_rng(seed), grid, defects=[])
-    z, y, x = np.meshgrid(*grid.axes_mm(), indexing="ij", sparse=True)
-    weight = defect_weight(heart_frame(healthy.meta["heart"]), pair.defect, x, y, z) * lv_wall_share(healthy).numpy()
     everything, lines = pair.present.system(), []
-    truth = [contrast_of(s.truth, pair, weight) for s in (pair.present, pair.absent)]
+    truth = [contrast_of(s.truth, pair, pair.weight) for s in (pair.present, pair.absent)]
     for setting in dict.fromkeys([FULL[0], *settings]):
         low = [reduced(s, setting, seed + i) for i, s in enumerate((pair.present, pair.absent))]
         system = everything.keep_views(low[0].views)
@@ -62,7 +58,7 @@ def patient_lines(seed: int, settings: list[str], prior, done: set) -> list[dict
             if (seed, setting, method) in done:
                 continue
             present, absent = (responses_of(image, pair, grid, channels).tolist() for image in images)
-            contrast = [contrast_of(image, pair, weight) for image in images]
+            contrast = [contrast_of(image, pair, pair.weight) for image in images]
             line = {"seed": seed, "setting": setting, "method": method, "present": present, "absent": absent}
             lines.append(line | {"contrast": contrast, "true_contrast": truth})
     return lines

@@ -30,9 +30,10 @@ from .phantom import HeartFrame, heart_frame
 # %% auto #0
 __all__ = ['USUAL', 'PULL', 'WALL_MM', 'LEAST_MATCH', 'VIEWS', 'ROWS', 'ANGLES', 'SEGMENTS', 'THRESHOLD_SD', 'GAIN_PERCENT',
            'LeftVentricle', 'long_axis', 'across', 'place_ventricle', 'true_ventricle', 'find_ventricle', 'turned',
-           'reorient', 'show_views', 'PolarMap', 'map_angles', 'polar_map', 'segment_numbers', 'segment_table',
-           'plot_polar', 'show_surfaces', 'NormalHearts', 'normal_hearts', 'save_normals', 'load_normals', 'Deficit',
-           'deficit', 'Reversibility', 'reversibility', 'show_reading', 'reading_figure', 'AxisEditor']
+           'look_up', 'reorient', 'show_views', 'PolarMap', 'map_angles', 'polar_map', 'segment_numbers',
+           'segment_table', 'plot_polar', 'show_surfaces', 'NormalHearts', 'normal_hearts', 'save_normals',
+           'load_normals', 'Deficit', 'deficit', 'Reversibility', 'reversibility', 'show_reading', 'reading_figure',
+           'AxisEditor']
 
 # %% ../nbs/14_cardiac.ipynb #5f9fe86b
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def turned(
     return place_ventricle(origin, azimuth, elevation, ventricle.radius_mm, ventricle.apex_mm, base, ventricle.match)
 
 # %% ../nbs/14_cardiac.ipynb #208d302c
-def _look_up(image: np.ndarray, grid: ImageGrid, points_mm: np.ndarray) -> np.ndarray:
+def look_up(image: np.ndarray, grid: ImageGrid, points_mm: np.ndarray) -> np.ndarray:
     "Values at world points (…, 3), (x, y, z), linearly; 0 outside."
     index = (points_mm[..., ::-1] - [axis[0] for axis in grid.axes_mm()]) / grid.voxel_mm
     return map_coordinates(image, np.moveaxis(index, -1, 0), order=1, prefilter=False)
@@ -288,7 +289,7 @@ def reorient(
         raise InputError(f"voxel_mm must be in (0, half_mm = {half_mm}], got {voxel_mm}")
     t = np.arange(-int(half_mm / voxel_mm), int(half_mm / voxel_mm) + 1)[:, None] * voxel_mm
     v = ventricle
-    return _look_up(a, grid, v.center_mm - (t * v.axis)[:, None, None] - (t * v.anterior)[None, :, None] - (t * v.septal)[None, None])
+    return look_up(a, grid, v.center_mm - (t * v.axis)[:, None, None] - (t * v.anterior)[None, :, None] - (t * v.septal)[None, None])
 
 
 VIEWS = {  # name → (plane k of a cube as displayed, whether k runs backwards through the cube, what is up, right, down, left)
@@ -431,7 +432,7 @@ def polar_map(
     usual, share = _shape(v)
     s = np.arange(0.0, usual.max() + 22, 1.0)
     points = start[:, :, None] + s[:, None] * along[:, :, None]
-    values = _look_up(a, grid, points)
+    values = look_up(a, grid, points)
     middle = start + usual[:, None, None] * along
     outside = np.any([(middle[..., 2 - k] < axis[0]) | (middle[..., 2 - k] > axis[-1]) for k, axis in enumerate(grid.axes_mm())], axis=0)
     area = np.repeat(share[:, None] / ANGLES, ANGLES, 1)

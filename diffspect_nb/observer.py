@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from .cardiac import LeftVentricle, true_ventricle
+from .cardiac import LeftVentricle, look_up, true_ventricle
 from .core import ImageGrid, InputError
 from .geometry import Scanner
 from .phantom import defect_weight, heart_frame, lv_wall_share, torso
@@ -114,6 +113,7 @@ class Pair:
     ventricle: LeftVentricle
     center_mm: np.ndarray  # (3,) middle of the defect on the middle of the wall
     wall: np.ndarray  # (z, y, x), bool: wall away from the defect
+    weight: np.ndarray  # (z, y, x), 0 … 1: share of the voxel that is wall in the defect
 
 
 def observer_pair(seed: int, scanner: Scanner, grid: ImageGrid | None = None, severity: tuple[float, float] = (0.2, 0.45)) -> Pair:
@@ -143,7 +143,7 @@ def observer_pair(seed: int, scanner: Scanner, grid: ImageGrid | None = None, se
     along = (mean - v.origin_mm) @ v.axis
     angle = np.deg2rad(defect["center_deg"])
     middle = v.origin_mm + along * v.axis + v.radius_mm * (np.cos(angle) * v.anterior + np.sin(angle) * v.septal)
-    return Pair(present, absent, defect, v, middle, (share > 0.5) & (weight < 0.05))
+    return Pair(present, absent, defect, v, middle, (share > 0.5) & (weight < 0.05), weight * share)
 
 
 def responses_of(image: Tensor, pair: Pair, grid: ImageGrid, channels: np.ndarray, pixel_mm: float = 4.0) -> np.ndarray:  # (channel,)
@@ -155,9 +155,7 @@ def responses_of(image: Tensor, pair: Pair, grid: ImageGrid, channels: np.ndarra
     half = channels.shape[1] // 2
     t = np.arange(-half, half + 1)[:, None] * pixel_mm
     v = pair.ventricle
-    points = pair.center_mm - (t * v.anterior)[:, None] - (t * v.septal)[None]
-    index = (points[..., ::-1] - [axis[0] for axis in grid.axes_mm()]) / grid.voxel_mm
-    patch = map_coordinates(f, np.moveaxis(index, -1, 0), order=1) / level
+    patch = look_up(f, grid, pair.center_mm - (t * v.anterior)[:, None] - (t * v.septal)[None]) / level
     return np.einsum("kij,ij->k", channels, patch)
 
 
