@@ -107,10 +107,10 @@ def file_hash(path: str | Path) -> str:
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     "`diffspect reconstruct STUDY --out DIR`, or `--from result.json` for the same once more"
-    if args.samples and (args.samples < 2 or args.method != "diffspect"):
-        raise InputError("--samples needs the method diffspect and 2 walks or more: one has no spread")
     out, images, maps = writable(args.out), {}, {}
     guidance = repeated(args.earlier, args) if args.earlier else None
+    if args.samples and (args.samples < 2 or args.method != "diffspect"):
+        raise InputError("--samples needs the method diffspect and 2 walks or more: one has no spread")
     if not args.study:
         raise InputError("name a study folder, or --from a result.json")
     full = Study.load(args.study)

@@ -287,7 +287,7 @@ def show_slices(
             ax.yaxis.label.set_size(7)
     shared = len(volumes)
     for rows, (top, _, name) in [(axes[:shared], scales[0]), *((axes[n : n + 1], scales[n]) for n in range(shared, len(axes)))]:
-        bar = fig.colorbar(rows[0, 0].images[0], ax=rows, shrink=0.8, aspect=30 if rows is axes[:shared] and shared > 1 else 15)
+        bar = fig.colorbar(rows[0, 0].images[0], ax=rows, shrink=0.8, aspect=30 if len(rows) > 1 else 15)
         bar.set_label(f"{name} (0 … {top:.3g})", size=8)
         bar.ax.tick_params(labelsize=7)
     return fig

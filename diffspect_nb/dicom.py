@@ -253,9 +253,6 @@ def read_ct_mu(ct: str | Path) -> CTVolume:
     hu, first, size = read_ct(ct)
     return CTVolume(hu_to_mu(hu), first, size)
 
-
-
-
 # %% ../nbs/13_dicom.ipynb #72cc863e
 def register_ct(
     ct: str | Path | CTVolume,  # CT series: folder, tar archive, or what `read_ct_mu` made of it

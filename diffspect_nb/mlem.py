@@ -104,7 +104,7 @@ def subset_count(n_views: int) -> int:
 
 def osem(system: SystemMatrix, projections: Tensor, n_iter: int = 5, n_subsets: int | None = None, **options) -> Tensor:
     "The image after `n_iter` passes of OSEM; subsets by `subset_count` unless given."
-    return last(mlem_steps(system, projections, n_iter, n_subsets=n_subsets or subset_count(system.proj_shape[0]), **options)).image
+    return last(mlem_steps(system, projections, n_iter, n_subsets=subset_count(system.proj_shape[0]) if n_subsets is None else n_subsets, **options)).image
 
 # %% ../nbs/05_mlem.ipynb #1fb6c140
 @torch.no_grad()

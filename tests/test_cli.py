@@ -257,6 +257,8 @@ def test_samples_and_probes_that_cannot_be(tiny_study, tmp_path, capsys):
     )
     assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem", "--steps", "1"]) == 0
     capsys.readouterr()
+    again = ("--from", out / "result.json", "--out", tmp_path / "again", "--samples", 4)
+    assert "method diffspect" in refused(capsys, "reconstruct", *again)
     assert "which region" in refused(capsys, "probe", out)
     assert "region is empty" in refused(capsys, "probe", out, "--at", 900, 0, 0)
     assert "cannot be read" in refused(capsys, "probe", tmp_path / "nothing", "--at", 0, 0, 0)
