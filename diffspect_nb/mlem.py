@@ -66,6 +66,7 @@ def mlem_steps(
     start: Tensor | None = None,  # (z, y, x), photons; default: uniform with the measured total
     background: Tensor | float | None = None,  # r, expected counts per bin that do not come from the image; None: 0
     n_subsets: int = 1,  # more than 1 is OSEM
+    likelihood: bool = True,  # False: leave it out of the scalars; with subsets it costs one more projection per pass
 ) -> Iterator[Step]:
     "MLEM (Shepp & Vardi 1982; Xie et al. 2025, eq. 11) or, with subsets, OSEM (Hudson & Larkin 1994), one step per pass over all views."
     y, r = _checked(system, projections, background)
@@ -82,10 +83,10 @@ def mlem_steps(
             update = part.adjoint(_ratio(part_y, expected)) / sensitivity.clamp_min(1e-30)
             x = torch.where(sensitivity > 0, x * update, x)
             expected = None
-        full = system.forward(x) + r
-        if n_subsets == 1:
-            expected = full  # the next update starts from this very projection
-        yield Step(i, n_iter, x, {"log_likelihood": poisson_log_likelihood(y, full)})
+        if n_subsets == 1 or likelihood:
+            full = system.forward(x) + r
+            expected = full if n_subsets == 1 else None  # the next update starts from this very projection
+        yield Step(i, n_iter, x, {"log_likelihood": poisson_log_likelihood(y, full)} if likelihood else {})
 
 
 def _uniform(system: SystemMatrix, y: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def _uniform(system: SystemMatrix, y: Tensor) -> Tensor:
 
 def mlem(system: SystemMatrix, projections: Tensor, n_iter: int = 50, **options) -> Tensor:  # (z, y, x), photons
     "The image after `n_iter` MLEM iterations; options as for `mlem_steps`."
-    return last(mlem_steps(system, projections, n_iter, **options)).image
+    return last(mlem_steps(system, projections, n_iter, likelihood=False, **options)).image
 
 
 def subset_count(n_views: int) -> int:
@@ -104,7 +105,7 @@ def subset_count(n_views: int) -> int:
 
 def osem(system: SystemMatrix, projections: Tensor, n_iter: int = 5, n_subsets: int | None = None, **options) -> Tensor:
     "The image after `n_iter` passes of OSEM; subsets by `subset_count` unless given."
-    return last(mlem_steps(system, projections, n_iter, n_subsets=subset_count(system.proj_shape[0]) if n_subsets is None else n_subsets, **options)).image
+    return last(mlem_steps(system, projections, n_iter, n_subsets=subset_count(system.proj_shape[0]) if n_subsets is None else n_subsets, likelihood=False, **options)).image
 
 # %% ../nbs/05_mlem.ipynb #1fb6c140
 @torch.no_grad()
@@ -155,7 +156,7 @@ RECOVERY = {1: 0.13, 3: 0.31, 5: 0.375, 7: 0.39, 9: 0.43, 19: 0.435}  # views â†
 def early_and_late(system: SystemMatrix, projections: Tensor) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the projections
     "OSEM images after 12 and 48 updates: one nearly free of noise, one with all the detail the counts may hold."
     n = subset_count(system.proj_shape[0])
-    for step in mlem_steps(system, projections, LATE_UPDATES // n, n_subsets=n):
+    for step in mlem_steps(system, projections, LATE_UPDATES // n, n_subsets=n, likelihood=False):
         if step.index == EARLY_UPDATES // n:
             early = step.image
     return early, step.image

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -59,7 +59,7 @@ class Guidance:
     two_starts: bool = False  # take the first step from two noise fields and average (paper)
     shared_noise: bool = False  # the same noise in all slices (paper)
     iterations: int = 48  # image updates behind x_in
-    subsets: int = 4  # ordered subsets that make them; 1: plain MLEM
+    subsets: int = 4  # ordered subsets that make them, up to EARLY_UPDATES; 1: plain MLEM
     smooth_voxels: float = 0.0  # Gaussian on x_in before the walk starts
     ceiling: float = 8.0  # largest value the walk may hold, in the network's intensity scale
     seed: int = 0
@@ -70,6 +70,8 @@ class Guidance:
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < least:
                 raise InputError(f"{name} must be a whole number >= {least}, got {value}")
+        if self.subsets > EARLY_UPDATES:
+            raise InputError(f"subsets must be <= {EARLY_UPDATES}, the updates behind the early image, got {self.subsets}")
         for name, most in {"anchor": np.inf, "lambda_mlem": 1, "tv_weight": np.inf, "lambda_dps": np.inf, "eta": 1, "smooth_voxels": np.inf, "ceiling": np.inf}.items():
             value = getattr(self, name)
             if not (np.isfinite(value) and 0 <= value <= most):
@@ -102,17 +104,19 @@ class Guidance:
 
 
 def default_guidance(count_level: float, view_share: float = 1.0, **changes) -> Guidance:
-    """What won on validation studies: the fewer the counts, the tighter the prior's hold; the fewer counts or views, the earlier the start.
+    """What won on validation studies: the fewer the counts, the tighter the prior's hold; the fewer counts or views, the earlier the start; from half the dose on, more updates from the counts.
 
     `view_share` is views ÷ all views of the scanner; changes are fields of `Guidance`."""
     level = float(np.clip(count_level, 0.005, 1))
     known = float(np.clip(count_level * view_share, 0.005, 1))
     steps, end = changes.get("steps", Guidance.steps), changes.get("end", Guidance.end)
     chosen = {"start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(max(0.004, 0.00061 * level**-1.35), 4)}
+    if known > 0.4:
+        chosen |= {"anchor_subsets": 10, "final_updates": round(10 * known), "first_samples": 1}
     if steps > 15:
         chosen["samples"] = 2  # many steps average by themselves
     if changes.get("solver", Guidance.solver) != "renoise":
-        chosen |= {"samples": 1, "end": 0}
+        chosen |= {"samples": 1, "first_samples": None, "end": 0}
     return Guidance(**(chosen | changes))
 
 
@@ -354,11 +358,14 @@ def beginning_steps(study: Study, guidance: Guidance, system: SystemMatrix | Non
     system = system or study.system()
     subsets = min(guidance.subsets, len(study.views))
     passes = guidance.iterations // subsets
-    for step in mlem_steps(system, study.projections.to(system.device), passes, background=study.background, n_subsets=subsets):
+    y = study.projections.to(system.device)
+    for step in mlem_steps(system, y, passes, background=study.background, n_subsets=subsets, likelihood=False):
         if step.index == EARLY_UPDATES // subsets:
             early = step
-        yield Step(step.index, passes + guidance.steps, step.image / study.count_fraction, step.scalars)
-    return Beginning(system, early, step)
+        yield Step(step.index, passes + guidance.steps, step.image / study.count_fraction)
+    background = None if study.background is None else study.background.to(y)
+    early, late = (replace(s, scalars={"log_likelihood": poisson_log_likelihood(y, _expected(system, s.image, background))}) for s in (early, step))
+    return Beginning(system, early, late)
 
 
 def reconstruction_steps(

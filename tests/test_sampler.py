@@ -244,6 +244,10 @@ def test_fewer_counts_start_earlier_and_hold_the_prior_tighter(study):
     assert all(a.start >= b.start and a.anchor >= b.anchor for a, b in zip(levels, levels[1:], strict=False))
     assert default_guidance(0.2, 0.2).start > default_guidance(0.2).start  # few views: an earlier start
     assert default_guidance(1.0, steps=500).steps == 500 and default_guidance(0.5, solver="ddim", eta=1.0).samples == 1
+    plenty, few = default_guidance(1.0), default_guidance(0.2)
+    assert plenty.final_updates > default_guidance(0.5).final_updates > few.final_updates == 1
+    assert plenty.anchor_subsets > few.anchor_subsets and plenty.first_samples == 1
+    assert default_guidance(1.0, 0.2).final_updates == 1  # a fifth of the views is a fifth of what is known
     assert reconstruct(study, denoise=Counted()).guidance == default_guidance(study.count_level)
 
 
@@ -256,7 +260,7 @@ def test_papers_guidance_and_json_round_trip():
         Guidance.from_json({"lambda": 1})
 
 
-WRONG = {"steps": 0, "anchor": -1, "lambda_mlem": 1.5, "tv_weight": float("nan"), "eta": 2, "seed": -1, "start": 3}
+WRONG = {"steps": 0, "subsets": 13, "anchor": -1, "lambda_mlem": 1.5, "tv_weight": float("nan"), "eta": 2, "seed": -1, "start": 3}
 
 
 @pytest.mark.parametrize("name", WRONG)
