@@ -73,6 +73,12 @@ SWEEPS = {
         [{"solver": s, "samples": n, "steps": k} for k in (5, 10, 25, 50) for s, n in (("renoise", 1), ("renoise", 3))]
         + [{"solver": s, "samples": 1, "steps": k, "end": 0} for k in (5, 10, 25, 50) for s in ("ddim", "dpm2")],
     ),
+    "plenty": (
+        "diffspect",
+        ours,
+        ("counts 0.2", "counts 0.5", "counts 1.0"),
+        [{"anchor_subsets": n, "final_updates": k} for n in (4, 10) for k in (1, 10, 40)],
+    ),
     "paper": ("mlem50", papers, MIXED, [{}, FREE]),
     "paper, λ_dps": ("mlem50", papers, COUNTS, [FREE | {"lambda_dps": v} for v in (0.0, 0.1, 0.2, 0.4, 0.7)]),
     "paper, λ_mlem": ("mlem50", papers, COUNTS, [FREE | {"lambda_mlem": v} for v in (0.0, 0.1, 0.2, 0.4, 0.7)]),

@@ -260,7 +260,8 @@ def test_papers_guidance_and_json_round_trip():
         Guidance.from_json({"lambda": 1})
 
 
-WRONG = {"steps": 0, "subsets": 13, "anchor": -1, "lambda_mlem": 1.5, "tv_weight": float("nan"), "eta": 2, "seed": -1, "start": 3}
+WRONG = {"steps": 0, "anchor": -1, "lambda_mlem": 1.5, "tv_weight": float("nan"), "eta": 2, "seed": -1, "start": 3}
+WRONG |= {"subsets": 13}
 
 
 @pytest.mark.parametrize("name", WRONG)
