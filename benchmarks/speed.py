@@ -109,6 +109,8 @@ def measure() -> dict:
     rows["walk_s"] = statistics.median(volume[1:])
     rows["walk_over_network"] = statistics.median(v / n for v, n in zip(volume[1:], bare[1:], strict=True))
     rows["default_s"] = seconds(lambda: reconstruct(study, guidance, system=system), 3)  # OSEM, walk and support
+    plenty = default_guidance(1.0)  # listens more to the counts
+    rows["full_dose_default_s"] = seconds(lambda: reconstruct(study, plenty, system=system), 3)
     many = default_guidance(study.count_level, steps=25)
     rows["25_steps_s"] = seconds(lambda: reconstruct(study, many, system=system), 3)
     rows["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -116,7 +118,7 @@ def measure() -> dict:
 
 
 TARGETS = {"build_s": 10, "load_s": 1, "mlem_iteration_ms": 40, "mlem_over_floor": 2.5}
-TARGETS |= {"default_s": 5, "25_steps_s": 10, "peak_memory_gib": 3}
+TARGETS |= {"default_s": 5, "full_dose_default_s": 5, "25_steps_s": 10, "peak_memory_gib": 3}
 
 
 def main() -> None:
