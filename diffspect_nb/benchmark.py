@@ -327,7 +327,7 @@ def differences(rows: Sequence[dict], method: str) -> list[dict]:
     for mask in dict.fromkeys(r["mask"] for r in rows):
         for key in ("psnr_db", "nrmse", "ssim", "defect_error"):
             found = table_of(rows, key, mask)
-            for setting in dict.fromkeys(s for s, m in found if m == method):
+            for setting in dict.fromkeys(s for s, _ in found if (s, method) in found):
                 for rival in ("best classical", *CLASSICAL, "full-dose MLEM-50", "full-dose MLEM-100", "full-dose best stop"):
                     a, b = found[setting, method], found.get((setting, rival), {})
                     both = [a[s] - b[s] for s in a if s in b]
