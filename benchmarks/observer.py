@@ -1,14 +1,18 @@
 """A model observer looks for one defect: `python benchmarks/observer.py [--patients 50] [--settings 'counts 0.05' …]`.
 
 Every patient is simulated with and without a defect, and reconstructed by MLEM-50, MLEM-50 with its best Gaussian
-filter (an oracle's choice) and the guided sampler. Resumable: one JSON line per patient, setting and method. The table
-holds areas under the ROC curve with DeLong's intervals, the mean error of the defect's contrast, and, in the patients
+filter (an oracle's choice) and the guided sampler. Resumable: one JSON line per patient, setting and method, and for
+the guided images the prior's fingerprint: with another prior they alone are made again. The table holds areas under the
+ROC curve with DeLong's intervals, the mean error of the defect's contrast, and, in the patients
 without one, how deep a defect the image shows at the place (false contrast)."""
 
 import argparse
 import csv
 import json
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -32,34 +36,43 @@ from diffspect_nb.observer import (
 )
 from diffspect_nb.sampler import reconstruct
 from diffspect_nb.training import pretrained
+from diffspect_nb.uncertainty import fingerprint, start_worker
 
 FULL = ("counts 1.0", "MLEM-50")
+METHODS = ("MLEM-50", "MLEM-50, best Gaussian", "guided")
 SETTINGS = ("counts 0.01", "counts 0.05", "counts 0.2", "views 9")
 
 
-def patient_lines(seed: int, settings: list[str], prior, done: set) -> list[dict]:
-    "Channel responses and contrasts of one patient's images."
-    scanner, channels = dnm570c(), octave_channels()
+def patient_lines(seed: int, settings: list[str], prior_name: str, done: set) -> list[dict]:
+    "Channel responses and contrasts of those images of one patient that are not done, in any process."
+    prior, scanner, channels = pretrained(prior_name), dnm570c(), octave_channels()
     pair = observer_pair(seed, scanner)
     grid = pair.present.grid
     everything, lines = pair.present.system(), []
     truth = [contrast_of(s.truth, pair, pair.weight) for s in (pair.present, pair.absent)]
     for setting in dict.fromkeys([FULL[0], *settings]):
+        methods = [FULL[1]] if setting == FULL[0] else METHODS
+        wanted = [method for method in methods if (seed, setting, method) not in done]
+        if not wanted:
+            continue
         low = [reduced(s, setting, seed + i) for i, s in enumerate((pair.present, pair.absent))]
         system = everything.keep_views(low[0].views)
-        stack = mlem(system, torch.stack([s.projections for s in low]), 50)
-        found = {"MLEM-50": [image / s.count_fraction for image, s in zip(stack, low, strict=True)]}
-        if setting != FULL[0]:
+        found = {}
+        if set(wanted) - {"guided"}:
+            stack = mlem(system, torch.stack([s.projections for s in low]), 50)
+            plain = found["MLEM-50"] = [image / s.count_fraction for image, s in zip(stack, low, strict=True)]
+        if "MLEM-50, best Gaussian" in wanted:
             found["MLEM-50, best Gaussian"] = [
-                best_gaussian(image, s.truth, s.heart)[0] for image, s in zip(found["MLEM-50"], low, strict=True)
+                best_gaussian(image, s.truth, s.heart)[0] for image, s in zip(plain, low, strict=True)
             ]
+        if "guided" in wanted:
             found["guided"] = [reconstruct(s, system=system, prior=prior).image for s in low]
-        for method, images in found.items():
-            if (seed, setting, method) in done:
-                continue
+        for method in wanted:
+            images = found[method]
             present, absent = (responses_of(image, pair, grid, channels).tolist() for image in images)
             contrast = [contrast_of(image, pair, pair.weight) for image in images]
             line = {"seed": seed, "setting": setting, "method": method, "present": present, "absent": absent}
+            line |= {"prior": fingerprint(prior)} if method == "guided" else {}
             lines.append(line | {"contrast": contrast, "true_contrast": truth})
     return lines
 
@@ -94,24 +107,31 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=50)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
     parser.add_argument("--prior", default="diffspect")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path, prior = args.out / "observer.jsonl", pretrained(args.prior)
     rows = read_rows(path) if path.exists() else []
+    rows = [row for row in rows if row["method"] != "guided" or row.get("prior") == fingerprint(prior)]
     with atomic_path(path) as tmp:  # without a last line that was cut short
         tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done = {(r["seed"], r["setting"], r["method"]) for r in rows}
-    for seed in range(PATIENTS, PATIENTS + args.patients):
-        wanted = [(seed, FULL[0], FULL[1]), *((seed, s, "guided") for s in args.settings)]
-        if all(w in done for w in wanted):
-            continue
-        started = time.perf_counter()
-        new = patient_lines(seed, args.settings, prior, done)
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in new)
-        rows += new
-        print(f"patient {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+    patients = range(PATIENTS, PATIENTS + args.patients)
+    wanted = {(seed, *FULL) for seed in patients}
+    wanted |= {(seed, setting, method) for seed in patients for setting in args.settings for method in METHODS}
+    missing = sorted({seed for seed, *_ in wanted - done})
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, context, start_worker) as pool:
+        jobs = {pool.submit(patient_lines, seed, args.settings, args.prior, done): seed for seed in missing}
+        for i, job in enumerate(as_completed(jobs), 1):
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in job.result())
+            rows += job.result()
+            print(f"patient {jobs[job]}: {i} of {len(jobs)}", flush=True)
+    rows.sort(key=lambda row: (row["seed"], row["setting"], METHODS.index(row["method"])))
+    with atomic_path(path) as tmp:
+        tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lines = table(rows)
     with atomic_path(args.out / "observer.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))

@@ -17,9 +17,9 @@ from torch import Tensor
 from .core import ImageGrid, InputError
 
 # %% auto #0
-__all__ = ['MU_SOFT', 'MU_FAT', 'MU_LUNG', 'MU_BONE_MAX', 'Tissue', 'Solid', 'ellipsoid', 'bullet', 'ripple', 'half_space',
-           'grow', 'intersect', 'unite', 'subtract', 'Canvas', 'texture', 'Phantom', 'HeartFrame', 'heart_frame',
-           'defect_weight', 'torso_solid', 'torso', 'lv_solids', 'lv_wall_share', 'dilate', 'heart_mask']
+__all__ = ['HEARTS', 'MU_SOFT', 'MU_FAT', 'MU_LUNG', 'MU_BONE_MAX', 'Tissue', 'Solid', 'ellipsoid', 'bullet', 'ripple',
+           'half_space', 'grow', 'intersect', 'unite', 'subtract', 'Canvas', 'texture', 'Phantom', 'HeartFrame',
+           'heart_frame', 'defect_weight', 'torso_solid', 'torso', 'lv_solids', 'lv_wall_share', 'dilate', 'heart_mask']
 
 # %% ../nbs/02_phantom.ipynb #a3dbd7b0
 class Tissue(IntEnum):
@@ -253,9 +253,13 @@ def _unit(v) -> np.ndarray:
     return v / np.linalg.norm(v)
 
 
-def _draw_heart(rng: np.random.Generator, sex: str) -> dict:
-    "Size, shape and pose of the left ventricle, mm and degrees; redrawn until its mass is plausible. One in five is dilated, hypertrophic or small."
-    male, kind = sex == "m", rng.choice(["usual", "dilated", "hypertrophic", "small"], p=[0.8, 0.08, 0.06, 0.06])
+HEARTS = {"usual": 0.8, "dilated": 0.08, "hypertrophic": 0.06, "small": 0.06}  # kinds of left ventricle, and how often each is drawn
+
+
+def _draw_heart(rng: np.random.Generator, sex: str, kind: str | None = None) -> dict:
+    "Size, shape and pose of the left ventricle, mm and degrees; redrawn until its mass is plausible."
+    drawn_kind = str(rng.choice(list(HEARTS), p=list(HEARTS.values())))
+    male, kind = sex == "m", kind or drawn_kind
     mass_range = {"usual": (95.0, 200.0) if male else (70.0, 150.0), "dilated": (100.0, 280.0), "hypertrophic": (120.0, 300.0), "small": (45.0, 120.0)}[kind]
     grow_cavity, grow_wall = {"usual": (1.0, 1.0), "dilated": (1.28, 0.95), "hypertrophic": (0.95, 1.4), "small": (0.8, 0.95)}[kind]
     exponent = float(rng.uniform(1.8, 3.0))
@@ -282,7 +286,7 @@ def _draw_heart(rng: np.random.Generator, sex: str) -> dict:
     down = np.deg2rad(_truncated(rng, 25, 11))
     wide = 10.0 if rng.random() < 0.3 else 0.0  # some hearts lie, or are positioned, unusually
     return {
-        "kind": str(kind),
+        "kind": kind,
         "centroid_mm": [float(rng.uniform(low - wide, high + wide)) for low, high in ((-34, 2), (12, 33), (-7, 16))],
         "axis": [float(v) for v in (np.sin(left) * np.cos(down), -np.cos(left) * np.cos(down), -np.sin(down))],
         "inner_radius_mm": inner_radius,
@@ -457,22 +461,25 @@ def torso(
     defects: int | list[dict] | None = None,  # None: half of the phantoms have 1–2; n: that many; or the defects themselves
     sex: str | None = None,  # "f" or "m"; None: drawn
     size: float = 1.0,  # girth of the chest and thickness of its fat, times what was drawn
+    heart: str | None = None,  # one of `HEARTS`; None: drawn
 ) -> Phantom:
     """A random torso, the same for the same generator state whatever the grid.
 
-    Raises `InputError` for a number of defects outside 0…3, an unknown sex or a size beyond 0.8 … 1.3."""
+    Raises `InputError` for a number of defects outside 0…3, an unknown sex or kind of heart, or a size beyond 0.8 … 1.3."""
     grid = ImageGrid() if grid is None else grid
     if isinstance(defects, int) and not 0 <= defects <= 3:
         raise InputError(f"defects must be 0 to 3, one coronary territory each, got {defects}")
     if sex not in (None, "f", "m"):
         raise InputError(f"sex must be 'f', 'm' or None, got {sex!r}")
+    if heart is not None and heart not in HEARTS:
+        raise InputError(f"heart must be one of {', '.join(HEARTS)} or None, got {heart!r}")
     if not 0.8 <= size <= 1.3:
         raise InputError(f"size must be in [0.8, 1.3], got {size}")
     anatomy, uptakes, lesions, noise = (np.random.default_rng(int(s)) for s in rng.integers(2**62, size=4))
     drawn_sex = "m" if anatomy.random() < 0.55 else "f"
     sex = sex or drawn_sex
-    heart = _draw_heart(anatomy, sex)
-    body = _draw_body(anatomy, sex, heart, size)
+    ventricle = _draw_heart(anatomy, sex, heart)
+    body = _draw_body(anatomy, sex, ventricle, size)
     up = _draw_uptake(uptakes)
     n_random = int(lesions.integers(1, 3)) if lesions.random() < 0.5 else 0
     if defects is None or isinstance(defects, int):
@@ -480,9 +487,9 @@ def torso(
     else:
         found = tuple(dict(d) for d in defects)
     canvas = Canvas(grid)
-    organs = _paint_torso(canvas, anatomy, noise, sex, heart, body, up)
-    _paint_heart(canvas, anatomy, noise, heart, up, found)
-    meta = {"sex": sex, "heart": heart, "body": body, "uptake": up, "organs": organs}
+    organs = _paint_torso(canvas, anatomy, noise, sex, ventricle, body, up)
+    _paint_heart(canvas, anatomy, noise, ventricle, up, found)
+    meta = {"sex": sex, "heart": ventricle, "body": body, "uptake": up, "organs": organs}
     return Phantom(
         torch.from_numpy(canvas.activity),
         torch.from_numpy(np.minimum(canvas.mu, np.float32(MU_BONE_MAX))),

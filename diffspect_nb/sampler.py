@@ -16,9 +16,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 import diffspect_nb
-from .core import InputError, ScaledMap, Step, last
+from .core import InputError, ScaledMap, Step
 from .diffusion import NoiseSchedule, add_noise, cosine_schedule, ddim_step, dpm2_step, predict_eps, timesteps
-from .mlem import EARLY_UPDATES, anchored_em, intensity_scale, mlem_steps, poisson_deviance, poisson_log_likelihood
+from .mlem import EARLY_UPDATES, anchored_em, intensity_scale, mlem, mlem_steps, poisson_deviance, poisson_log_likelihood
 from .study import Study
 from .system import SystemMatrix
 
@@ -109,9 +109,10 @@ def default_guidance(count_level: float, view_share: float = 1.0, **changes) -> 
     `view_share` is views ÷ all views of the scanner; changes are fields of `Guidance`."""
     level = float(np.clip(count_level, 0.005, 1))
     known = float(np.clip(count_level * view_share, 0.005, 1))
-    steps, end = changes.get("steps", Guidance.steps), changes.get("end", Guidance.end)
-    chosen = {"start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(max(0.004, 0.00061 * level**-1.35), 4)}
-    if known > 0.4:
+    plenty = known > 0.4
+    steps, end = changes.get("steps", 9 if plenty else Guidance.steps), changes.get("end", Guidance.end)
+    chosen = {"steps": steps, "start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(max(0.004, 0.00061 * level**-1.35), 4)}
+    if plenty:
         chosen |= {"anchor_subsets": 10, "final_updates": round(10 * known), "first_samples": 1}
     if steps > 15:
         chosen["samples"] = 2  # many steps average by themselves
@@ -175,7 +176,7 @@ def _expected(system: SystemMatrix, image: Tensor, background: Tensor | None) ->
 def insert_mlem(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance, background: Tensor | None = None) -> Tensor:
     "(1 − λ) x̂0 + λ f(x̂0), f = MLEM updates started at x̂0 [12]. x̂0 in the network's scale, (z, y, x)."
     photons = x0.clamp_min(FLOOR) / scale
-    updated = last(mlem_steps(system, projections, guidance.mlem_updates, start=photons, background=background)).image
+    updated = mlem(system, projections, guidance.mlem_updates, start=photons, background=background)
     return (1 - guidance.lambda_mlem) * x0 + guidance.lambda_mlem * scale * updated
 
 
@@ -268,7 +269,7 @@ def sample(
             x, before = x_next, (x0, t)
         image = (x if t_next < 0 else x0).clamp_min(0) / scale
         if t_next < 0 and guidance.final_updates > 0:
-            image = last(mlem_steps(system, projections, guidance.final_updates, start=image, background=background)).image
+            image = mlem(system, projections, guidance.final_updates, start=image, background=background)
         scalars = {"t": float(t), "alpha_bar": float(schedule.alpha_bar(t)), "seconds": time.perf_counter() - started}
         if t_next < 0:
             scalars["log_likelihood"] = poisson_log_likelihood(projections, _expected(system, image, background))

@@ -35,10 +35,10 @@ from .system import SystemMatrix, attenuation_factors, cache_path
 from .unet import Denoiser, SliceUNet, UNetConfig, VolumeConfig, VolumeDenoiser, VolumeUNet, fast_dtype, relative_to_water
 
 # %% auto #0
-__all__ = ['CEILING', 'TRUE_SYSTEMS', 'FILE_VERSION', 'KEPT', 'simulated_study', 'training_study', 'acquisitions', 'make_patient',
-           'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config', 'make_network',
-           'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint', 'load_checkpoint',
-           'pretrained_path', 'Prior', 'pretrained', 'train']
+__all__ = ['CEILING', 'TRUE_SYSTEMS', 'FILE_VERSION', 'KEPT', 'UNUSUAL', 'simulated_study', 'training_study', 'acquisitions',
+           'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config',
+           'make_network', 'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint',
+           'load_checkpoint', 'pretrained_path', 'Prior', 'pretrained', 'train']
 
 # %% ../nbs/09_training.ipynb #6ca7d175
 CEILING = 8.0  # largest value in the network's scale: MLEM in voxels that hardly any module sees can be a thousand times the heart
@@ -67,13 +67,13 @@ def _true_system(index: int, scanner: Scanner, grid: ImageGrid) -> tuple[SystemM
     return Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid)
 
 
-def training_study(seed: int, scanner: Scanner, grid: ImageGrid) -> Study:
-    "Patient number `seed` of the training cohort, acquired by one of four scanners that differ from the model, behind a misplaced CT and with scatter."
+def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None) -> Study:
+    "Patient number `seed` of the training cohort, acquired by one of four scanners that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
     rng = np.random.default_rng([seed, 1])
     shared, own = Mismatch.draw(np.random.default_rng([570, seed % TRUE_SYSTEMS])), Mismatch.draw(rng)
     mismatch = replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
     counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g), scanner, grid, counts, rng, mismatch, _true_system(seed % TRUE_SYSTEMS, scanner, grid))
+    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, heart=heart), scanner, grid, counts, rng, mismatch, _true_system(seed % TRUE_SYSTEMS, scanner, grid))
 
 
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
@@ -86,10 +86,10 @@ def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
     return groups
 
 
-def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix) -> None:
+def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix, heart: str | None = None) -> None:
     "Simulate one training patient and write what training needs: activity (normal myocardium = 1), what its defects took away, CT, heart region, and per acquisition its early and late image in the network's scale."
-    study = training_study(seed, scanner, grid)
-    phantom, healthy = torso(np.random.default_rng(seed), grid), torso(np.random.default_rng(seed), grid, defects=[])
+    study = training_study(seed, scanner, grid, heart)
+    phantom, healthy = (torso(np.random.default_rng(seed), grid, defects=d, heart=heart) for d in (None, []))
     photons = float(study.truth.sum() / phantom.activity.sum())  # per unit of activity
     system = base.attenuate(attenuation_factors(study.mu, scanner, grid))
     early, late, ratio, table = [], [], [], []
@@ -110,10 +110,10 @@ def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base:
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata={"photons": repr(photons), "counts": repr(study.counts)})
 
 
-def make_mlem50(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix) -> None:
+def make_mlem50(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix, heart: str | None = None) -> None:
     "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
-    study = training_study(seed, scanner, grid)
-    photons = float(study.truth.sum() / torso(np.random.default_rng(seed), grid).activity.sum())
+    study = training_study(seed, scanner, grid, heart)
+    photons = float(study.truth.sum() / torso(np.random.default_rng(seed), grid, heart=heart).activity.sum())
     image = mlem(base.attenuate(attenuation_factors(study.mu, scanner, grid)), study.projections, 50)
     with atomic_path(path) as tmp:
         save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
@@ -143,6 +143,9 @@ class Patients:
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
 
 
+UNUSUAL = {"hypertrophic": 0.6, "dilated": 0.2, "small": 0.2}  # kinds of heart that are rare, and how often each stands for a usual one
+
+
 @dataclass(frozen=True)
 class Cohort:
     "Simulated patients first_seed … first_seed + n − 1, cached on disk one file each; making them can be interrupted and resumed."
@@ -151,6 +154,7 @@ class Cohort:
     first_seed: int = 0
     scanner: str = "dnm570c"
     grid: ImageGrid = field(default_factory=ImageGrid)
+    unusual: float = 0.0  # share of patients whose heart is not drawn but made `UNUSUAL`
 
     @property
     def folder(self) -> Path:
@@ -160,7 +164,12 @@ class Cohort:
 
     def path(self, seed: int, label: str = "truth") -> Path:
         "File of one patient; the MLEM-50 label, which takes as long as all the rest, has its own."
-        return self.folder / f"{seed:06d}{'-mlem50' if label == 'mlem50' else ''}.safetensors"
+        return self.folder / ("-".join([f"{seed:06d}", *filter(None, [self.heart(seed)]), *(["mlem50"] if label == "mlem50" else [])]) + ".safetensors")
+
+    def heart(self, seed: int) -> str | None:
+        "The kind of heart that patient is given; None: as drawn."
+        rng = np.random.default_rng([seed, 3])
+        return str(rng.choice(list(UNUSUAL), p=list(UNUSUAL.values()))) if rng.random() < self.unusual else None
 
     def make(self, label: str = "truth", workers: int | None = None) -> Iterator[int]:
         "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels."
@@ -204,7 +213,7 @@ def _bare_system(scanner: str, grid: ImageGrid) -> SystemMatrix:
 def _make(cohort: Cohort, seed: int, kind: str) -> int:
     "One job of `Cohort.make`, in whatever process."
     job = make_mlem50 if kind == "mlem50" else make_patient
-    job(cohort.path(seed, kind), seed, named_scanner(cohort.scanner), cohort.grid, _bare_system(cohort.scanner, cohort.grid))
+    job(cohort.path(seed, kind), seed, named_scanner(cohort.scanner), cohort.grid, _bare_system(cohort.scanner, cohort.grid), cohort.heart(seed))
     return seed
 
 # %% ../nbs/09_training.ipynb #e8899f95
@@ -228,6 +237,7 @@ class TrainConfig:
     label: str = "truth"  # truth | mlem50
     n_studies: int = 400
     first_seed: int = 0
+    unusual: float = 0.0  # share of patients with a heart of the rare kinds, beyond those drawn so
     steps: int = 8000
     batch: int = 2  # volumes, or slices for a slice network
     learning_rate: float = 3e-4
@@ -256,7 +266,7 @@ class TrainConfig:
         for name in ("n_studies", "steps", "batch"):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
-        for name, low, high in (("learning_rate", 0, 1), ("ema", 0, 1), ("ct_dropout", 0, 1), ("condition_dropout", 0, 1), ("cooldown", 0, 1), ("scale_jitter", 0, 2), ("heart_weight", 0, 1000), ("defect_weight", 0, 1000), ("outside_weight", 0, 1000)):
+        for name, low, high in (("learning_rate", 0, 1), ("ema", 0, 1), ("ct_dropout", 0, 1), ("condition_dropout", 0, 1), ("cooldown", 0, 1), ("scale_jitter", 0, 2), ("unusual", 0, 1), ("heart_weight", 0, 1000), ("defect_weight", 0, 1000), ("outside_weight", 0, 1000)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
         if isinstance(self.network, UNetConfig) and self.network.n_slices != self.grid.shape[0]:
@@ -284,7 +294,7 @@ class TrainConfig:
     @property
     def cohort(self) -> Cohort:
         "The patients this run learns from."
-        return Cohort(self.n_studies, self.first_seed, self.scanner, self.grid)
+        return Cohort(self.n_studies, self.first_seed, self.scanner, self.grid, self.unusual)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import tiny_grid
-from diffspect_nb.phantom import Tissue, dilate, heart_mask, lv_wall_share, torso
+from diffspect_nb.phantom import HEARTS, Tissue, dilate, heart_mask, lv_wall_share, torso
 
 
 def patient(seed: int, **options):
@@ -42,6 +42,16 @@ def test_the_wall_has_soft_edges():
     partly, wholly = (share > 0.05) & (share < 0.95), share >= 0.95
     assert partly.sum() > 0.8 * wholly.sum() > 0
     assert float(share.max()) <= 1 + 1e-5
+
+
+def test_the_kind_of_heart_can_be_chosen():
+    drawn = patient(11, grid=tiny_grid())
+    kinds = {kind: patient(11, grid=tiny_grid(), heart=kind) for kind in HEARTS}
+    assert torch.equal(kinds[drawn.meta["heart"]["kind"]].activity, drawn.activity)
+    wall, cavity = ({k: p.meta["heart"][name] for k, p in kinds.items()} for name in ("septum_mm", "inner_radius_mm"))
+    assert wall["hypertrophic"] > 1.2 * wall["usual"]
+    assert cavity["dilated"] > 1.1 * cavity["usual"] and cavity["usual"] > 1.1 * cavity["small"]
+    assert all(p.defects == drawn.defects and p.meta["uptake"] == drawn.meta["uptake"] for p in kinds.values())
 
 
 @pytest.mark.parametrize("territory, angle", [("LAD", 25.0), ("LCx", 270.0), ("RCA", 180.0)])
@@ -81,3 +91,5 @@ def test_impossible_patients_are_refused():
         patient(0, defects=7)
     with pytest.raises(InputError, match="sex must be"):
         patient(0, sex="x")
+    with pytest.raises(InputError, match="heart must be one of usual, dilated, hypertrophic, small or None, got"):
+        patient(0, heart="stiff")

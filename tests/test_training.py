@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import diffspect_nb
 from diffspect_nb.core import InputError, read_json
 from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.phantom import torso
 from diffspect_nb.training import (
     Cohort,
     Prior,
@@ -69,6 +70,23 @@ def test_a_cohort_is_made_once_and_resumed(cohort):
     assert float(patients.late.max()) <= 8 and 0.2 < float(patients.ratio.min()) and float(patients.ratio.max()) < 5
     assert not torch.equal(patients.label, cohort.load("truth").label)
     assert Cohort(1).folder != cohort.folder
+
+
+def test_rare_hearts_are_added_to_a_cohort_without_touching_the_others(cohort):
+    mixed = Cohort(40, 0, cohort.scanner, cohort.grid, unusual=0.5)
+    kinds = [mixed.heart(seed) for seed in range(40)]
+    assert 10 <= sum(k is not None for k in kinds) <= 30 and kinds.count("hypertrophic") > kinds.count("small") > 0
+    assert {mixed.path(s) == cohort.path(s) for s, k in enumerate(kinds) if k is None} == {True}
+    seed = kinds.index("hypertrophic")
+    one = Cohort(1, seed, cohort.scanner, cohort.grid, unusual=0.5)
+    assert list(one.make("mlem50", workers=1)) == [seed, seed]
+    assert one.path(seed).name == f"{seed:06d}-hypertrophic.safetensors"
+    thick = torso(np.random.default_rng(seed), tiny_grid(), heart="hypertrophic").activity
+    torch.testing.assert_close(one.load().label[0], thick.half())
+    assert one.load("mlem50").label.shape == one.load().label.shape
+    assert TrainConfig(unusual=0.5).cohort.unusual == 0.5
+    with pytest.raises(InputError, match="unusual must be in"):
+        TrainConfig(unusual=1.5)
 
 
 def test_processes_make_what_one_process_makes(cohort, tmp_path, monkeypatch):
@@ -198,9 +216,14 @@ def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
         assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])
 
 
-@pytest.mark.parametrize("name", ["train", "defects"])
+@pytest.mark.parametrize("name", ["train", "defects", "hearts"])
 def test_the_shipped_configurations_can_be_trained(name, root):
     config = TrainConfig.from_json(read_json(root / "benchmarks" / f"{name}.json"))
-    told = pretrained().provenance if name == "defects" else pretrained().provenance["started_from"]
-    stated = {k: told["config"][k] for k in ("n_studies", "first_seed", "learning_rate", "heart_weight", "network")}
+    told, trainings = pretrained().provenance, []
+    while told:
+        trainings.insert(0, told)
+        told = told["started_from"]
+    told = trainings[["train", "defects", "hearts"].index(name)]
+    fields = ("n_studies", "first_seed", "learning_rate", "heart_weight", "network")
+    stated = {k: told["config"][k] for k in fields} | {"unusual": told["config"].get("unusual", 0.0)}
     assert stated == {k: config.to_json()[k] for k in stated} and told["steps"] == config.steps
