@@ -368,9 +368,10 @@ def write_csv(path: str | Path, rows: Sequence[dict]) -> None:
 def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_db", mask: str = "heart") -> plt.Figure:
     "Mean and 95 % interval over dose and over views; full-dose images as lines across."
     found = table_of(rows, key, mask)
-    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True, constrained_layout=True)
+    kinds = [kind for kind in ("counts", "views") if any(s.startswith(kind) for s, _ in found)]
+    fig, axes = plt.subplots(1, max(len(kinds), 1), figsize=(4.75 * max(len(kinds), 1), 3.6), sharey=True, squeeze=False, constrained_layout=True)
     label = {"psnr_db": "PSNR against the truth (dB)", "nrmse": "NRMSE against the truth", "ssim": "SSIM against the truth", "defect_error": "error of defect contrast"}[key]
-    for ax, kind in zip(axes, ("counts", "views"), strict=True):
+    for ax, kind in zip(axes.flat, kinds, strict=False):
         settings = sorted((s for s in dict.fromkeys(s for s, _ in found) if s.startswith(kind)), key=lambda s: float(s.split()[1]))
         x = [float(s.split()[1]) * (100 if kind == "counts" else 1) for s in settings]
         for i, method in enumerate(methods):
@@ -381,7 +382,7 @@ def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_d
                 ax.plot(at, mean, "o-" if i == 0 else ".-", color=f"C{i}", lw=2.2 if i == 0 else 1.2, label=method)
                 ax.fill_between(at, low, high, color=f"C{i}", alpha=0.12, lw=0)
         for style, method in (("--", "full-dose MLEM-50"), (":", "full-dose best stop")):
-            if settings and (settings[0], method) in found:
+            if (settings[0], method) in found:
                 ax.axhline(np.mean(list(found[settings[0], method].values())), color="0.4", ls=style, lw=1, label=method)
         ax.set_xlabel("counts kept (%), 19 views" if kind == "counts" else "central views, full dose")
         ax.grid(alpha=0.3)
@@ -391,8 +392,9 @@ def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_d
             ax.minorticks_off()
         else:
             ax.set_xticks(x)
-    axes[0].set_ylabel(label)
-    axes[1].legend(fontsize=7)
+    axes[0, 0].set_ylabel(label)
+    if kinds:
+        axes[0, -1].legend(fontsize=7)
     n = max((len(v) for v in found.values()), default=0)
     fig.suptitle(f"{mask}, {n} studies, bands: 95 % bootstrap intervals", size=9)
     return fig

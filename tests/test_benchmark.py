@@ -191,6 +191,9 @@ def test_tables_and_figures(rows, study, tmp_path):
     )
     fig = plot_curves(rows, ("ours", "best classical", "MLEM-50"))
     assert [len(ax.lines) >= 3 for ax in fig.axes] == [True, True]
+    doses = [row for row in rows if row["setting"].startswith("counts")]
+    (ax,) = plot_curves(doses, ("ours", "MLEM-50")).axes  # no empty axes for what was not run
+    assert len(ax.lines) >= 2 and ax.get_legend() is not None
     images: dict = {}
     list(patient_rows(study, "one", SETTINGS[:1], {"ours": twenty}, keep_images=images, **OPTIONS))
     fig = plot_strip(study, images, SETTINGS[0], ("MLEM-50", "ours"))
