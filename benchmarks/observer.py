@@ -129,7 +129,7 @@ def main() -> None:
                 file.writelines(json.dumps(line) + "\n" for line in job.result())
             rows += job.result()
             print(f"patient {jobs[job]}: {i} of {len(jobs)}", flush=True)
-    rows.sort(key=lambda row: (row["seed"], row["setting"], METHODS.index(row["method"])))
+    rows.sort(key=lambda r: (r["seed"], r["setting"] != FULL[0], r["setting"], METHODS.index(r["method"])))
     with atomic_path(path) as tmp:
         tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lines = table(rows)
