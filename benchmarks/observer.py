@@ -48,7 +48,7 @@ def patient_lines(seed: int, settings: list[str], prior_name: str, done: set) ->
     prior, scanner, channels = pretrained(prior_name), dnm570c(), octave_channels()
     pair = observer_pair(seed, scanner)
     grid = pair.present.grid
-    everything, lines = pair.present.system(), []
+    everything, lines, mark = pair.present.system(), [], fingerprint(prior)
     truth = [contrast_of(s.truth, pair, pair.weight) for s in (pair.present, pair.absent)]
     for setting in dict.fromkeys([FULL[0], *settings]):
         methods = [FULL[1]] if setting == FULL[0] else METHODS
@@ -72,7 +72,7 @@ def patient_lines(seed: int, settings: list[str], prior_name: str, done: set) ->
             present, absent = (responses_of(image, pair, grid, channels).tolist() for image in images)
             contrast = [contrast_of(image, pair, pair.weight) for image in images]
             line = {"seed": seed, "setting": setting, "method": method, "present": present, "absent": absent}
-            line |= {"prior": fingerprint(prior)} if method == "guided" else {}
+            line |= {"prior": mark} if method == "guided" else {}
             lines.append(line | {"contrast": contrast, "true_contrast": truth})
     return lines
 
@@ -111,9 +111,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    path, prior = args.out / "observer.jsonl", pretrained(args.prior)
+    path, mark = args.out / "observer.jsonl", fingerprint(pretrained(args.prior))
     rows = read_rows(path) if path.exists() else []
-    rows = [row for row in rows if row["method"] != "guided" or row.get("prior") == fingerprint(prior)]
+    rows = [row for row in rows if row["method"] != "guided" or row.get("prior") == mark]
     with atomic_path(path) as tmp:  # without a last line that was cut short
         tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done = {(r["seed"], r["setting"], r["method"]) for r in rows}
