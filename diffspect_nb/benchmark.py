@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -141,9 +142,12 @@ Method = Callable[[Study, SystemMatrix], Tensor]  # → image, (z, y, x), full-d
 
 
 def guided(prior: Prior, guidance: Callable[[float], Guidance] | None = None) -> Method:
-    "Our method as the benchmark wants it: `guidance` makes a `Guidance` from the count level; default: `default_guidance`."
+    "Our method as the benchmark wants it, run where the prior is: `guidance` makes a `Guidance` from the count level; default: `default_guidance`."
+    there = lru_cache(maxsize=1)(lambda system: system.to(prior.device))  # one patient's matrix serves many settings
+
     def method(study: Study, system: SystemMatrix) -> Tensor:
-        return reconstruct(study, guidance and guidance(study.count_level), system=system, prior=prior).image
+        return reconstruct(study, guidance and guidance(study.count_level), system=there(system), prior=prior).image.cpu()
+
     return method
 
 

@@ -48,7 +48,7 @@ from diffspect_nb.benchmark import (
     write_result,
 )
 from .cardiac import THRESHOLD_SD, deficit, find_ventricle, load_normals, polar_map, reversibility, segment_table, show_reading, show_views, turned
-from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, show_slices, write_json
+from .core import ImageGrid, InputError, Step, atomic_folder, atomic_path, cache_dir, read_json, reading, show_slices, usable_device, write_json
 from .dicom import Placement, ct_to_mu, fetch_scans, focus_on, place_ct, plot_registration, read_activity, read_ct_mu, scans_in, read_projections, read_stir_pinhole, study_from_image, write_nm
 from .geometry import SCANNERS, named_scanner
 from .metrics import best_gaussian, score, score_table
@@ -116,9 +116,8 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     full = Study.load(args.study)
     made_from = {"folder": str(args.study), "study": study_hashes(args.study), "options": {name: getattr(args, name) for name in OPTIONS}}
     study = reduced_study(full, args.counts, args.views, args.seed)
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no usable CUDA device")
+    device = usable_device(args.device)
+    prior = pretrained(args.prior, device) if args.method == "diffspect" else None
     started = time.perf_counter()
     system = study.system().to(device)
     details: dict = {"method": args.method}
@@ -128,12 +127,10 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             if getattr(args, option) is not None:
                 chosen[name] = getattr(args, option)
         guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views, **chosen)
-        prior = pretrained(args.prior)
         trained_mm = prior.provenance.get("config", {}).get("grid", {}).get("voxel_mm")
         if trained_mm and abs(trained_mm - study.grid.voxel_mm) > 0.1:
             print(f"note: the prior {args.prior!r} was trained on voxels of {trained_mm:g} mm, this study has {study.grid.voxel_mm:g} mm", file=sys.stderr)
         made_from["prior"] = file_hash(pretrained_path(args.prior))
-        prior.net.to(device)
         done = reconstruct(study, guidance, system=system, prior=prior)
         image, support = done.image.cpu(), done.support
         details |= {"guidance": guidance.to_json(), "scale": done.scale, "prior": {"name": args.prior, "provenance": prior.provenance}}
@@ -338,10 +335,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_train(args: argparse.Namespace) -> None:
     "`diffspect train CONFIG --out DIR`"
     out, config = writable(args.out), TrainConfig.from_json(read_json(args.config))
-    for seed in config.cohort.make(config.label):
+    device = usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for seed in config.cohort.make(config.label, device=device):
         print(f"simulated patient {seed}", flush=True)
     recent = []
-    for step in train(config, out):
+    for step in train(config, out, device=device):
         recent.append(step.scalars["simple"])
         if step.index % 50 == 0 or step.index == step.total:
             print(f"step {step.index}/{step.total}: loss {np.mean(recent):.4f}, {step.scalars['seconds']:.2f} s/step", flush=True)
@@ -395,12 +393,12 @@ def run_benchmark_command(args: argparse.Namespace) -> None:
         studies |= real_studies(args.real)
     if args.ablation:
         settings, options = args.settings or ["counts 0.05", "views 9"], {"classical": False}
-        paper = pretrained("mlem50")
+        paper = pretrained("mlem50", args.device)
         methods = {name: guided(paper, lambda c, w=weights: paper_guidance(c, **w)) for name, weights in ABLATION.items()}
         ours = "+ MLEM insertion"
     else:
         ours = "guided"
-        methods = {ours: guided(pretrained(args.prior))}
+        methods = {ours: guided(pretrained(args.prior, args.device))}
     rows_file = out / ("ablation.jsonl" if args.ablation else "rows.jsonl")
     started = time.perf_counter()
     for row in run_benchmark(rows_file, studies, settings, methods, **options):
@@ -596,9 +594,11 @@ def parser() -> argparse.ArgumentParser:
     tr = command("train", run_train, "Train a prior from a JSON configuration; resumes from the state in --out.")
     tr.add_argument("config", help="JSON file with fields of TrainConfig")
     tr.add_argument("--out", default="out/train", help="folder for state and checkpoint")
+    tr.add_argument("--device", choices=("cpu", "cuda"), help="where to compute; default: the GPU if there is one")
 
     be = command("benchmark", run_benchmark_command, "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.")
     be.add_argument("--out", default="out/benchmark", help="folder for rows, tables and figures")
+    be.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the guided images are computed; the classical ones are always on the CPU")
     be.add_argument("--studies", type=int, default=18, help="number of simulated test patients")
     be.add_argument("--first-seed", type=int, default=FIRST_TEST, help="seed of the first; tests start at 930000, validation at 910000")
     be.add_argument("--real", help="folder of the PhysioNet 530c set: its scans become five more studies")

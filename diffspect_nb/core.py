@@ -23,7 +23,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['STALE_S', 'MOST_JSON_BYTES', 'InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json',
-           'reading', 'read_json', 'cache_dir', 'ScaledMap', 'show_slices']
+           'reading', 'read_json', 'cache_dir', 'usable_device', 'ScaledMap', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
 class InputError(ValueError):
@@ -237,6 +237,14 @@ def cache_dir() -> Path:
     if own := os.environ.get("DIFFSPECT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffspect_nb"
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    "The device, if PyTorch can compute on it here; raises `InputError` if not."
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device}: this machine has no usable CUDA device")
+    return device
 
 # %% ../nbs/00_core.ipynb #5eab7b0c
 @dataclass(frozen=True, eq=False)

@@ -212,11 +212,11 @@ Denoise = Callable[[Tensor, int], Tensor]  # (x_t (z, y, x) in the network's sca
 
 
 def starting_noise(shape: tuple[int, int, int], guidance: Guidance, device=None) -> Iterator[Tensor]:
-    "Endless standard-normal fields (z, y, x) that depend on the seed alone; alike in all slices if `shared_noise`."
-    random = torch.Generator().manual_seed(guidance.seed)
+    "Endless standard-normal fields (z, y, x) that depend on the seed and the kind of device alone; alike in all slices if `shared_noise`."
+    random = torch.Generator(device or "cpu").manual_seed(guidance.seed)
     while True:
         field_shape = (1, *shape[1:]) if guidance.shared_noise else shape
-        yield torch.randn(field_shape, generator=random).expand(shape).to(device)
+        yield torch.randn(field_shape, generator=random, device=device).expand(shape)
 
 
 @torch.no_grad()
@@ -374,7 +374,7 @@ def reconstruction_steps(
     guidance: Guidance | None = None,  # default: `default_guidance(study.count_level, len(study.views) / study.scanner.n_views)`
     denoise: Denoise | None = None,  # default: the prior's
     system: SystemMatrix | None = None,  # of exactly this study, if you have it already
-    prior: Prior | None = None,  # a trained prior; default: the shipped one
+    prior: Prior | None = None,  # a trained prior; default: the shipped one. The walk runs where it is
     beginning: Beginning | None = None,  # of exactly this study, from an earlier walk with the same iterations and subsets
 ) -> Generator[Step, None, Reconstruction]:
     "OSEM or MLEM for x_in, then the guided walk, as one iterator of steps with images in full-dose photons; the generator's return value is the `Reconstruction`."
@@ -384,6 +384,8 @@ def reconstruction_steps(
         from diffspect_nb.training import pretrained  # only here: the walk itself takes any denoiser
 
         prior = pretrained()
+    if denoise is None and beginning is None:
+        system = (system or study.system()).to(prior.device)
     passes = 0 if beginning else guidance.iterations // min(guidance.subsets, len(study.views))
     beginning = beginning or (yield from beginning_steps(study, guidance, system))
     system, early, x_in = beginning.system, beginning.early.image, beginning.late.image

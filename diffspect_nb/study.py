@@ -178,16 +178,16 @@ def simulate_mismatched(
     counts: float,  # expected unscattered counts over all views at full dose
     rng: np.random.Generator,
     mismatch: Mismatch,
-    true_system: tuple[SystemMatrix, ImageGrid] | None = None,  # from `mismatch.true_system`, if you have it already
+    true_system: tuple[SystemMatrix, ImageGrid] | None = None,  # from `mismatch.true_system`, if you have it already; on a GPU, it is projected there
 ) -> Study:
     "A full-dose study whose acquisition differs from its model by `mismatch`; truth in photons on the nominal grid. Raises `InputError` if the scanner would see nothing."
     if not (np.isfinite(counts) and counts > 0):
         raise InputError(f"counts must be a positive number of expected counts, got {counts}")
     bare, around = true_system or mismatch.true_system(scanner, grid)
     real, nominal = paint(around), paint(grid)
-    survive = attenuation_factors(real.mu, replace(scanner, aperture_mm=scanner.aperture_mm * mismatch.aperture), around)
-    x = real.activity.ravel()
-    expected = torch.stack([block @ (x * a) for block, a in zip(bare.by_pixel, survive, strict=True)]).double().numpy().reshape(bare.proj_shape)
+    survive = attenuation_factors(real.mu.to(bare.device), replace(scanner, aperture_mm=scanner.aperture_mm * mismatch.aperture), around)
+    x = real.activity.ravel().to(bare.device)
+    expected = torch.stack([block @ (x * a) for block, a in zip(bare.by_pixel, survive, strict=True)]).cpu().double().numpy().reshape(bare.proj_shape)
     total = float(expected.sum())
     if not total > 0:
         raise InputError("the activity is zero wherever the scanner can see")

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import diffspect_nb
-from .core import ImageGrid, InputError, atomic_path, cache_dir
+from .core import ImageGrid, InputError, atomic_path, cache_dir, usable_device
 from .diffusion import add_noise, cosine_schedule, hybrid_loss, linear_schedule
 from .geometry import Scanner, field_of_view, named_scanner, tiny_grid
 from .mlem import AROUND_MM, EARLY_UPDATES, HEART_MM, LATE_UPDATES, RECOVERY, early_and_late, intensity_scale, mlem
@@ -42,8 +42,8 @@ __all__ = ['CEILING', 'TRUE_SYSTEMS', 'FILE_VERSION', 'KEPT', 'UNUSUAL', 'simula
 
 # %% ../nbs/09_training.ipynb #6ca7d175
 CEILING = 8.0  # largest value in the network's scale: MLEM in voxels that hardly any module sees can be a thousand times the heart
-TRUE_SYSTEMS = 4  # different "real" scanners that acquire the training patients
-FILE_VERSION = 2  # of a patient's file
+TRUE_SYSTEMS = 16  # different "real" scanners that acquire the training patients
+FILE_VERSION = 3  # of a patient's file
 
 
 def simulated_study(
@@ -62,18 +62,24 @@ def simulated_study(
 
 
 @lru_cache(maxsize=1)
-def _true_system(index: int, scanner: Scanner, grid: ImageGrid) -> tuple[SystemMatrix, ImageGrid]:
+def _true_system(index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device = "cpu") -> tuple[SystemMatrix, ImageGrid]:
     "One of the training cohort's real scanners: its holes, and where its voxels lie."
-    return Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid)
+    system, around = Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid)
+    return system.to(device), around
 
 
-def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None) -> Study:
-    "Patient number `seed` of the training cohort, acquired by one of four scanners that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
+def _keep_true_system(index: int, scanner: Scanner, grid: ImageGrid) -> None:
+    "Into the cache, 0.4 GB, unless it is there."
+    Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid)
+
+
+def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None, device: str | torch.device = "cpu") -> Study:
+    "Patient number `seed` of the training cohort, acquired by one of sixteen scanners that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
     rng = np.random.default_rng([seed, 1])
     shared, own = Mismatch.draw(np.random.default_rng([570, seed % TRUE_SYSTEMS])), Mismatch.draw(rng)
     mismatch = replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
     counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, heart=heart), scanner, grid, counts, rng, mismatch, _true_system(seed % TRUE_SYSTEMS, scanner, grid))
+    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, heart=heart), scanner, grid, counts, rng, mismatch, _true_system(seed % TRUE_SYSTEMS, scanner, grid, device))
 
 
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
@@ -88,17 +94,17 @@ def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
 
 def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix, heart: str | None = None) -> None:
     "Simulate one training patient and write what training needs: activity (normal myocardium = 1), what its defects took away, CT, heart region, and per acquisition its early and late image in the network's scale."
-    study = training_study(seed, scanner, grid, heart)
+    study = training_study(seed, scanner, grid, heart, base.device)
     phantom, healthy = (torso(np.random.default_rng(seed), grid, defects=d, heart=heart) for d in (None, []))
     photons = float(study.truth.sum() / phantom.activity.sum())  # per unit of activity
-    system = base.attenuate(attenuation_factors(study.mu, scanner, grid))
+    system = base.attenuate(attenuation_factors(study.mu.to(base.device), scanner, grid))
     early, late, ratio, table = [], [], [], []
     for group in acquisitions(study, np.random.default_rng([seed, 2])):
         images = early_and_late(system.keep_views(group[0].views), torch.stack([s.projections for s in group]))
         for s, first, second in zip(group, *images, strict=True):
             scale = intensity_scale(first / s.count_fraction, grid, len(s.views))
-            early.append((first * (scale / s.count_fraction)).clamp_max(CEILING).half())
-            late.append((second * (scale / s.count_fraction)).clamp_max(CEILING).half())
+            early.append((first * (scale / s.count_fraction)).clamp_max(CEILING).half().cpu())
+            late.append((second * (scale / s.count_fraction)).clamp_max(CEILING).half().cpu())
             ratio.append(scale * photons)
             table.append((len(s.views), s.count_fraction))
     heart = study.heart if study.heart is not None else torch.zeros(grid.shape, dtype=torch.bool)
@@ -112,9 +118,9 @@ def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base:
 
 def make_mlem50(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix, heart: str | None = None) -> None:
     "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
-    study = training_study(seed, scanner, grid, heart)
+    study = training_study(seed, scanner, grid, heart, base.device)
     photons = float(study.truth.sum() / torso(np.random.default_rng(seed), grid, heart=heart).activity.sum())
-    image = mlem(base.attenuate(attenuation_factors(study.mu, scanner, grid)), study.projections, 50)
+    image = mlem(base.attenuate(attenuation_factors(study.mu.to(base.device), scanner, grid)), study.projections, 50).cpu()
     with atomic_path(path) as tmp:
         save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
 
@@ -141,6 +147,10 @@ class Patients:
     early: Tensor  # (n, acquisition, z, y, x), float16, network's scale
     late: Tensor  # likewise
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
+
+    def to(self, device) -> Patients:
+        "The same patients on another device: 13 MB each."
+        return Patients(**{name: getattr(self, name).to(device) for name in ("label", "ct", *KEPT[1:])})
 
 
 UNUSUAL = {"hypertrophic": 0.6, "dilated": 0.2, "small": 0.2}  # kinds of heart that are rare, and how often each stands for a usual one
@@ -171,18 +181,21 @@ class Cohort:
         rng = np.random.default_rng([seed, 3])
         return str(rng.choice(list(UNUSUAL), p=list(UNUSUAL.values()))) if rng.random() < self.unusual else None
 
-    def make(self, label: str = "truth", workers: int | None = None) -> Iterator[int]:
-        "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels."
+    def make(self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu") -> Iterator[int]:
+        "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
         seeds = sorted(range(self.first_seed, self.first_seed + self.n), key=lambda seed: (seed % TRUE_SYSTEMS, seed))
         jobs = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in seeds if not self.path(seed, kind).exists()]
         workers = min(workers or os.cpu_count() or 1, len(jobs))
         if workers <= 1:
-            yield from (_make(self, *job) for job in jobs)
+            yield from (_make(self, *job, device) for job in jobs)
             return
-        SystemMatrix.build(named_scanner(self.scanner), self.grid)  # into the cache, once
+        scanner = named_scanner(self.scanner)
+        SystemMatrix.build(scanner, self.grid)  # into the cache, once
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in as_completed([pool.submit(_make, self, *job) for job in jobs]):
+            for built in [pool.submit(_keep_true_system, index, scanner, self.grid) for index in sorted({seed % TRUE_SYSTEMS for seed, _ in jobs})]:
+                built.result()
+            for done in as_completed([pool.submit(_make, self, *job, device) for job in jobs]):
                 yield done.result()
 
     def load(self, label: str = "truth") -> Patients:
@@ -206,14 +219,14 @@ class Cohort:
 
 
 @lru_cache(maxsize=1)
-def _bare_system(scanner: str, grid: ImageGrid) -> SystemMatrix:
-    return SystemMatrix.build(named_scanner(scanner), grid)
+def _bare_system(scanner: str, grid: ImageGrid, device: str | torch.device) -> SystemMatrix:
+    return SystemMatrix.build(named_scanner(scanner), grid).to(device)
 
 
-def _make(cohort: Cohort, seed: int, kind: str) -> int:
+def _make(cohort: Cohort, seed: int, kind: str, device: str | torch.device = "cpu") -> int:
     "One job of `Cohort.make`, in whatever process."
     job = make_mlem50 if kind == "mlem50" else make_patient
-    job(cohort.path(seed, kind), seed, named_scanner(cohort.scanner), cohort.grid, _bare_system(cohort.scanner, cohort.grid), cohort.heart(seed))
+    job(cohort.path(seed, kind), seed, named_scanner(cohort.scanner), cohort.grid, _bare_system(cohort.scanner, cohort.grid, device), cohort.heart(seed))
     return seed
 
 # %% ../nbs/09_training.ipynb #e8899f95
@@ -318,36 +331,35 @@ class Batch:
     "What one step learns from."
 
     x0: Tensor  # clean, (B, 1, …), network's scale
-    t: Tensor  # noise levels, (B,)
+    t: Tensor  # noise levels, (B,), on the CPU, where the schedule is
     noise: Tensor  # like x0
     inputs: tuple[Tensor, ...]  # what else the network is given: (slice index, CT) or (conditions,)
     weight: Tensor | None  # importance of each voxel, mean 1, like x0
 
-    def to(self, device) -> Batch:
-        "The same batch on another device."
-        return Batch(*(a.to(device) for a in (self.x0, self.t, self.noise)), tuple(a.to(device) for a in self.inputs), None if self.weight is None else self.weight.to(device))
-
 
 def batch_of(patients: Patients, config: TrainConfig, step: int, n_levels: int, support: Tensor) -> Batch:
-    "Batch number `step`; the same for the same seed and step, whatever happened before. `support` is (z, y, x), bool."
+    "Batch number `step`, where the patients are; the same for the same seed, step and kind of device, whatever happened before. `support` is (z, y, x), bool."
+    device = patients.label.device
     random = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    plenty = random if device.type == "cpu" else torch.Generator(device).manual_seed(random.initial_seed())  # a million normal numbers per volume are drawn where they are needed
     who = torch.randint(len(patients.label), (config.batch,), generator=random)
     t = torch.randint(n_levels, (config.batch,), generator=random)
     jitter = torch.exp(config.scale_jitter * torch.randn(config.batch, 1, 1, 1, 1, generator=random))
     with_ct = torch.rand(config.batch, 1, 1, 1, 1, generator=random) >= config.ct_dropout
+    jitter, with_ct = jitter.to(device), with_ct.to(device)
     ct = patients.ct[who].float()[:, None] * with_ct
     if isinstance(config.network, UNetConfig):
         where = torch.randint(patients.label.shape[1], (config.batch,), generator=random)
         x0 = (patients.label[who, where].float() * patients.ratio[who, 0, None, None])[:, None] * jitter[..., 0]
         x0 = x0.clamp_max(CEILING)
-        return Batch(x0, t, torch.randn(x0.shape, generator=random), (where, ct[:, 0]), None)
+        return Batch(x0, t, torch.randn(x0.shape, generator=plenty, device=device), (where.to(device), ct[:, 0]), None)
     which = torch.randint(patients.ratio.shape[1], (config.batch,), generator=random)
-    looked = torch.rand(config.batch, 1, 1, 1, 1, generator=random) >= config.condition_dropout
+    looked = (torch.rand(config.batch, 1, 1, 1, 1, generator=random) >= config.condition_dropout).to(device)
     x0 = (patients.label[who].float() * patients.ratio[who, which][:, None, None, None])[:, None] * jitter
     seen = torch.stack([patients.early[who, which], patients.late[who, which]], dim=1).float() * jitter * looked
     weight = torch.where(patients.heart[who][:, None], config.heart_weight, torch.where(support, 1.0, config.outside_weight))
     weight = weight * (1 + config.defect_weight * patients.deficit[who][:, None].float())
-    return Batch(x0.clamp_max(CEILING), t, torch.randn(x0.shape, generator=random), (torch.cat([ct, seen], dim=1),), weight / weight.mean())
+    return Batch(x0.clamp_max(CEILING), t, torch.randn(x0.shape, generator=plenty, device=device), (torch.cat([ct, seen], dim=1),), weight / weight.mean())
 
 # %% ../nbs/09_training.ipynb #33a5c10f
 def save_checkpoint(path: str | Path, net: SliceUNet | VolumeUNet, provenance: dict) -> None:
@@ -400,6 +412,11 @@ class Prior:
         return float(self.provenance.get("unit", 1.0))
 
     @property
+    def device(self) -> torch.device:
+        "Where the network is; reconstructions with this prior run there."
+        return next(self.net.parameters()).device
+
+    @property
     def looks_at_data(self) -> bool:
         "Whether the network was trained to look at images of the acquisition."
         return isinstance(self.net, VolumeUNet) and self.net.config.conditions >= 3 and self.provenance["config"]["condition_dropout"] < 1
@@ -419,9 +436,10 @@ class Prior:
         return VolumeDenoiser(self.net, (mu, *seen), schedule, clip)
 
 
-def pretrained(name: str = "diffspect") -> Prior:
-    "A prior shipped with the package (`diffspect`: volumes, true activity; `mlem50`: slices, full-dose MLEM-50 images, as the paper's), or one from a .safetensors file."
-    return Prior(*load_checkpoint(pretrained_path(name)))
+def pretrained(name: str = "diffspect", device: str | torch.device = "cpu") -> Prior:
+    "A prior shipped with the package (`diffspect`: volumes, true activity; `mlem50`: slices, full-dose MLEM-50 images, as the paper's), or one from a .safetensors file. Raises `InputError` if PyTorch cannot use the device."
+    net, provenance = load_checkpoint(pretrained_path(name))
+    return Prior(net.to(usable_device(device)), provenance)
 
 # %% ../nbs/09_training.ipynb #237d6297
 def train(
@@ -434,11 +452,11 @@ def train(
 
     Raises `InputError` if the state belongs to another configuration (steps may differ: a run can be prolonged)."""
     folder = Path(folder)
-    patients = config.cohort.load(config.label)
-    support = torch.from_numpy(field_of_view(named_scanner(config.scanner), config.grid))
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    patients = config.cohort.load(config.label).to(device)
+    support = torch.from_numpy(field_of_view(named_scanner(config.scanner), config.grid)).to(device)
     schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[config.schedule]()
     torch.manual_seed(config.seed)  # the network's initial weights
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     net = make_network(config.network)
     parent = None
     if config.start_from:
@@ -455,10 +473,10 @@ def train(
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        batch = batch_of(patients, config, step, schedule.n_steps, support).to(device)
+        batch = batch_of(patients, config, step, schedule.n_steps, support)
         x_t = add_noise(batch.x0, batch.noise, batch.t, schedule)
         with torch.autocast(device.type, dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32):
-            output = net(x_t, batch.t, *batch.inputs)
+            output = net(x_t, batch.t.to(device), *batch.inputs)
         predict = getattr(config.network, "predict", "epsilon")
         loss, parts = hybrid_loss(output.float(), batch.x0, x_t, batch.noise, batch.t, schedule, config.vlb_weight, predict, batch.weight)
         optimizer.zero_grad(set_to_none=True)

@@ -64,8 +64,9 @@ class Walks:
 
     @cached_property
     def matrix(self) -> SystemMatrix:
-        "The system matrix."
-        return self.system or self.study.system()
+        "The system matrix, where the prior is."
+        system = self.system or self.study.system()
+        return system if self.denoise or self.prior is None else system.to(self.prior.device)
 
     @cached_property
     def beginning(self) -> Beginning:
