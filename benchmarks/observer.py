@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffspect_nb.benchmark import read_rows, reduced
+from diffspect_nb.benchmark import guided, read_rows, reduced
 from diffspect_nb.cli import commit
 from diffspect_nb.core import atomic_path, write_json
 from diffspect_nb.geometry import dnm570c
@@ -34,7 +34,6 @@ from diffspect_nb.observer import (
     octave_channels,
     responses_of,
 )
-from diffspect_nb.sampler import reconstruct
 from diffspect_nb.training import pretrained
 from diffspect_nb.uncertainty import fingerprint, start_worker
 
@@ -43,9 +42,10 @@ METHODS = ("MLEM-50", "MLEM-50, best Gaussian", "guided")
 SETTINGS = ("counts 0.01", "counts 0.05", "counts 0.2", "views 9")
 
 
-def patient_lines(seed: int, settings: list[str], prior_name: str, done: set) -> list[dict]:
+def patient_lines(seed: int, settings: list[str], prior_name: str, device: str, done: set) -> list[dict]:
     "Channel responses and contrasts of those images of one patient that are not done, in any process."
-    prior, scanner, channels = pretrained(prior_name), dnm570c(), octave_channels()
+    prior, scanner, channels = pretrained(prior_name, device), dnm570c(), octave_channels()
+    ours = guided(prior)
     pair = observer_pair(seed, scanner)
     grid = pair.present.grid
     everything, lines, mark = pair.present.system(), [], fingerprint(prior)
@@ -66,7 +66,7 @@ def patient_lines(seed: int, settings: list[str], prior_name: str, done: set) ->
                 best_gaussian(image, s.truth, s.heart)[0] for image, s in zip(plain, low, strict=True)
             ]
         if "guided" in wanted:
-            found["guided"] = [reconstruct(s, system=system, prior=prior).image for s in low]
+            found["guided"] = [ours(s, system) for s in low]
         for method in wanted:
             images = found[method]
             present, absent = (responses_of(image, pair, grid, channels).tolist() for image in images)
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=50)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
     parser.add_argument("--prior", default="diffspect")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the guided images")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
@@ -123,7 +124,8 @@ def main() -> None:
     missing = sorted({seed for seed, *_ in wanted - done})
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, start_worker) as pool:
-        jobs = {pool.submit(patient_lines, seed, args.settings, args.prior, done): seed for seed in missing}
+        common = args.settings, args.prior, args.device, done
+        jobs = {pool.submit(patient_lines, seed, *common): seed for seed in missing}
         for i, job in enumerate(as_completed(jobs), 1):
             with open(path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in job.result())

@@ -1,12 +1,13 @@
-"""Speed and memory at full size: `python benchmarks/speed.py [--json FILE]`.
+"""Speed and memory at full size: `python benchmarks/speed.py [--device cuda] [--json FILE]`.
 
-Medians of 5 runs, 2 threads, ratios within the same run."""
+Medians of 5 runs, 2 threads, ratios within the same run. The file keeps one table per device, so that a GPU's stands
+beside the processor's; times end when the image is there."""
 
 import argparse
 import json
+import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffspect_nb.core import ImageGrid, last
+from diffspect_nb.cli import commit
+from diffspect_nb.core import ImageGrid, last, usable_device, write_json
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.mlem import early_and_late, intensity_scale, mlem_steps
 from diffspect_nb.phantom import torso
@@ -23,8 +25,15 @@ from diffspect_nb.sampler import default_guidance, reconstruct, sample
 from diffspect_nb.study import simulate, thin
 from diffspect_nb.system import SystemMatrix, _build_blocks, _load_blocks, _save_blocks, attenuation_factors, cache_path
 from diffspect_nb.training import pretrained
+from diffspect_nb.unet import fast_dtype
 
 RUNS = 5
+
+
+def finish() -> None:
+    "Wait for whatever a GPU still has to do."
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def seconds(work, runs: int = RUNS) -> float:
@@ -32,19 +41,35 @@ def seconds(work, runs: int = RUNS) -> float:
     work()
     times = []
     for _ in range(runs):
+        finish()
         started = time.perf_counter()
         work()
+        finish()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
-def bandwidth_bytes_per_s() -> float:
+def device_name(device: torch.device) -> str:
+    "What it is, for the table."
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads, network in {str(fast_dtype(device)).removeprefix('torch.')}"
+
+
+def bandwidth_bytes_per_s(device: torch.device) -> float:
     "Best measured rate of reading memory in order, with as many threads as the products use."
-    block = torch.rand(100_000_000)
+    block = torch.rand(100_000_000, device=device)
     rates = []
     for _ in range(RUNS + 1):
+        finish()
         started = time.perf_counter()
         block.sum()
+        finish()
         rates.append(block.nbytes / (time.perf_counter() - started))
     return max(rates)
 
@@ -61,8 +86,7 @@ class Counted:
 
 
 @torch.no_grad()
-def measure() -> dict:
-    torch.set_num_threads(2)
+def measure(device: torch.device) -> dict:
     scanner, grid = dnm570c(), ImageGrid()
     rows: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,14 +100,14 @@ def measure() -> dict:
     rng = np.random.default_rng(900_002)
     phantom = torso(rng, grid)
     rows["attenuation_s"] = seconds(lambda: attenuation_factors(phantom.mu, scanner, grid), 3)
-    system = base.attenuate(attenuation_factors(phantom.mu, scanner, grid))
+    system = base.attenuate(attenuation_factors(phantom.mu, scanner, grid)).to(device)
     study = thin(simulate(phantom, scanner, 1e7, rng, system), 0.05, rng)
     del base
     assert system.sensitivity.sum() > 0  # computed once, outside the timing
 
-    y = study.projections
+    y = study.projections.to(device)
     rows["matrix_mb"] = system.n_bytes / 1e6
-    rows["bandwidth_gb_s"] = bandwidth_bytes_per_s() / 1e9
+    rows["bandwidth_gb_s"] = bandwidth_bytes_per_s(device) / 1e9
     rows["floor_ms"] = system.n_bytes / rows["bandwidth_gb_s"] / 1e6
     ten = mlem_steps(system, y, 10_000)
     next(ten)
@@ -92,52 +116,61 @@ def measure() -> dict:
 
     early, x_in = early_and_late(system, y)
     scale = intensity_scale(early / study.count_fraction, grid) / study.count_fraction
-    denoise = Counted(pretrained().denoiser(phantom.mu, early * scale, x_in * scale))
-    x = torch.randn(grid.shape)
+    prior = pretrained(device=device)
+    denoise = Counted(prior.denoiser(phantom.mu, early * scale, x_in * scale))
+    x = torch.randn(grid.shape, device=device)
     guidance, schedule = default_guidance(study.count_level), denoise.denoise.schedule
     bare, volume = [], []
     for _ in range(RUNS + 1):  # side by side, so that a slow moment of the machine slows both
+        finish()
         started, denoise.calls = time.perf_counter(), 0
         last(sample(denoise, system, y, x_in, scale, guidance, schedule))
         middle = time.perf_counter()
         for _ in range(denoise.calls):
             denoise.denoise(x, 300)
+        finish()
         volume.append(middle - started)
         bare.append(time.perf_counter() - middle)
     rows["network_evaluations"] = denoise.calls
     rows["network_s"] = statistics.median(bare[1:]) / denoise.calls
     rows["walk_s"] = statistics.median(volume[1:])
     rows["walk_over_network"] = statistics.median(v / n for v, n in zip(volume[1:], bare[1:], strict=True))
-    rows["default_s"] = seconds(lambda: reconstruct(study, guidance, system=system), 3)  # OSEM, walk and support
+    # OSEM, walk and support
+    rows["default_s"] = seconds(lambda: reconstruct(study, guidance, system=system, prior=prior), 3)
     plenty = default_guidance(1.0)  # listens more to the counts
-    rows["full_dose_default_s"] = seconds(lambda: reconstruct(study, plenty, system=system), 3)
+    rows["full_dose_default_s"] = seconds(lambda: reconstruct(study, plenty, system=system, prior=prior), 3)
     many = default_guidance(study.count_level, steps=25)
-    rows["25_steps_s"] = seconds(lambda: reconstruct(study, many, system=system), 3)
+    rows["25_steps_s"] = seconds(lambda: reconstruct(study, many, system=system, prior=prior), 3)
+    if device.type == "cuda":
+        rows["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     rows["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return rows
 
 
-TARGETS = {"build_s": 10, "load_s": 1, "mlem_iteration_ms": 40, "mlem_over_floor": 2.5}
-TARGETS |= {"default_s": 5, "full_dose_default_s": 5, "25_steps_s": 10, "peak_memory_gib": 3}
+TARGETS = {
+    "cpu": {"build_s": 10, "load_s": 1, "mlem_iteration_ms": 40, "mlem_over_floor": 2.5, "default_s": 5}
+    | {"full_dose_default_s": 5, "25_steps_s": 10, "peak_memory_gib": 3},
+    "cuda": {"25_steps_s": 0.25},
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="also put the numbers into this file, under the device's name")
     args = parser.parse_args()
-    rows = measure()
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    commit = asked.stdout.strip()
+    torch.set_num_threads(2)
+    device = usable_device(args.device)
+    rows = measure(device)
     for name, value in rows.items():
-        target = TARGETS.get(name)
+        target = TARGETS[args.device].get(name)
         verdict = "" if target is None else f"  target {target}: {'met' if value <= target else 'MISSED'}"
-        print(f"{name:22s} {value:10.3f}{verdict}")
-    date = time.strftime("%Y-%m-%d")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, commit {commit or 'unknown'}, {date}")
+        print(f"{name:22s} {value:10.4g}{verdict}")
+    about = {"torch": torch.__version__, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    print(f"{device_name(device)}; torch {about['torch']}, commit {about['commit'] or 'unknown'}, {about['date']}")
     if args.json:
-        args.json.write_text(json.dumps(rows | {"commit": commit}, indent=2) + "\n")
+        tables = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+        write_json(args.json, tables | {device_name(device): rows | about})
 
 
 if __name__ == "__main__":

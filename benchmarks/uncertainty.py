@@ -1,6 +1,6 @@
 """How sure is the image? Temperatures fitted on validation patients, coverage on test patients, invented defects found.
 
-`python benchmarks/uncertainty.py [--fit 4] [--test 6] [--pairs 24] [--samples 8] [--prior NAME] [--keep DIR]`
+`python benchmarks/uncertainty.py [--fit 4] [--test 6] [--pairs 24] [--samples 8] [--device cuda] [--keep DIR]`
 1. Validation patients, at every dose: walks through the same counts and walks through counts drawn again. Of these two
    kinds and several floors, the pair with the least interval score (mean of 50 % and 90 % intervals, in units of the
    heart's mean activity, mean over doses; each patient with the temperature of the others) is chosen; its temperatures
@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from priors import validation_study
 
-from diffspect_nb.benchmark import FIRST_TEST, FIRST_VALIDATION, read_rows, reduced, versions, write_csv
+from diffspect_nb.benchmark import FIRST_TEST, FIRST_VALIDATION, guided, read_rows, reduced, versions, write_csv
 from diffspect_nb.cli import commit
 from diffspect_nb.core import atomic_path, write_json
 from diffspect_nb.observer import area_under_roc
-from diffspect_nb.sampler import default_guidance, reconstruct
+from diffspect_nb.sampler import default_guidance
 from diffspect_nb.training import pretrained
 from diffspect_nb.uncertainty import (
     Calibration,
@@ -58,22 +58,31 @@ def case_file(out: Path, seed: int, dose: float, kind: str, samples: int) -> Pat
     return out / f"{seed}-{dose:g}-{kind.replace(' ', '-')}-{samples}.npz"
 
 
-def compute(jobs: Sequence[tuple[int, float, str]], samples: int, prior: str, out: Path, workers: int) -> None:
-    "Walks of every case that is not there yet: the heart's truth, mean and standard deviation, in full-dose photons."
-    jobs = [job for job in jobs if not case_file(out, *job, samples).exists()]
+def walk(job: tuple[int, float, str], samples: int, prior: str, device: str, out: Path) -> str:
+    "One case, in any process: the heart's truth, mean and standard deviation over its walks, in full-dose photons."
+    (seed, dose, kind), started = job, time.perf_counter()
+    study = validation_study(seed)
+    low = reduced(study, f"counts {dose}", seed)
+    network = pretrained(prior, device)
+    system = low.system().to(network.device)
+    found = spread(posterior_samples(low, samples, prior=network, system=system, resample=KINDS[kind]))
+    parts = {"truth": study.truth, "mean": found.mean, "std": found.std}
+    values = {name: image[study.heart].numpy() for name, image in parts.items()}
+    seconds = time.perf_counter() - started
+    with atomic_path(case_file(out, seed, dose, kind, samples)) as tmp, open(tmp, "wb") as file:
+        np.savez_compressed(file, level=low.count_level, seconds=seconds, **values)
+    return f"{seed} {dose:5.0%} {kind:18s} {samples} walks, {seconds:.0f} s"
+
+
+def compute(
+    jobs: Sequence[tuple[int, float, str]], samples: int, prior: str, device: str, out: Path, workers: int
+) -> None:
+    "Every case that is not there yet, one to a process."
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, start_worker) as pool:
-        for seed, dose, kind in jobs:
-            started = time.perf_counter()
-            study = validation_study(seed)
-            low = reduced(study, f"counts {dose}", seed)
-            found = spread(posterior_samples(low, samples, prior=prior, executor=pool, resample=KINDS[kind]))
-            parts = {"truth": study.truth, "mean": found.mean, "std": found.std}
-            values = {name: image[study.heart].numpy() for name, image in parts.items()}
-            seconds = time.perf_counter() - started
-            with atomic_path(case_file(out, seed, dose, kind, samples)) as tmp, open(tmp, "wb") as file:
-                np.savez_compressed(file, level=low.count_level, seconds=seconds, **values)
-            print(f"{seed} {dose:5.0%} {kind:18s} {samples} walks, {seconds:.0f} s", flush=True)
+        missing = [job for job in jobs if not case_file(out, *job, samples).exists()]
+        for done in as_completed([pool.submit(walk, job, samples, prior, device, out) for job in missing]):
+            print(done.result(), flush=True)
 
 
 def load(out: Path, seed: int, dose: float, kind: str, samples: int, **how) -> tuple[Spread, torch.Tensor]:
@@ -136,20 +145,19 @@ def tested(out: Path, seeds: Sequence[int], doses: Sequence[float], calibration:
     return rows
 
 
-def pair(seed: int, prior: str) -> list[dict]:
+def pair(seed: int, prior: str, device: str) -> list[dict]:
     "One defect, real and invented, in any process."
-    network = pretrained(prior)
-    images = {"OSEM": quick_image, "guided": lambda s, matrix: reconstruct(s, system=matrix, prior=network).image}
+    images = {"OSEM": quick_image, "guided": guided(pretrained(prior, device))}
     rows = probe_pair(seed, PROBED, images) or [{"patient": seed, "setting": None}]  # too small a defect
     return [row | {"date": time.strftime("%Y-%m-%d")} for row in rows]
 
 
-def probe(path: Path, seeds: Sequence[int], prior: str, workers: int) -> list[dict]:
+def probe(path: Path, seeds: Sequence[int], prior: str, device: str, workers: int) -> list[dict]:
     "Every pair; finished ones are read from the file."
     there = {row["patient"] for row in read_rows(path)} if path.exists() else set()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, start_worker) as pool:
-        jobs = {pool.submit(pair, seed, prior): seed for seed in seeds if seed not in there}
+        jobs = {pool.submit(pair, seed, prior, device): seed for seed in seeds if seed not in there}
         for job in as_completed(jobs):
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in job.result()))
@@ -195,6 +203,7 @@ def main() -> None:
     parser.add_argument("--doses", type=float, nargs="+", default=DOSES)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="walks to choose from")
     parser.add_argument("--prior", default="diffspect")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the walks")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("out/uncertainty"))
     parser.add_argument("--keep", type=Path, default=Path(__file__).parent, help="folder of the tables")
@@ -206,13 +215,15 @@ def main() -> None:
     validation = range(FIRST_VALIDATION, FIRST_VALIDATION + args.fit)
     test = range(FIRST_TEST, FIRST_TEST + args.test)
     wanted = [(seed, dose, kind) for seed in validation for dose in args.doses for kind in args.kinds]
-    compute(wanted, args.samples, args.prior, out, args.workers)
+    compute(wanted, args.samples, args.prior, args.device, out, args.workers)
     choice, rows = fitted(out, validation, args.doses, args.kinds, args.samples)
     temperatures = tuple((dose, round(t, 3)) for dose, t in choice["temperatures"])
     calibration = Calibration(temperatures, choice["floor"], args.samples, KINDS[choice["kind"]], mark)
-    compute([(s, d, choice["kind"]) for s in test for d in args.doses], args.samples, args.prior, out, args.workers)
+    left = [(s, d, choice["kind"]) for s in test for d in args.doses]
+    compute(left, args.samples, args.prior, args.device, out, args.workers)
     rows += tested(out, test, args.doses, calibration) if args.test else []
-    pairs = probe(out / "pairs.jsonl", range(FIRST_PAIR, FIRST_PAIR + args.pairs), args.prior, args.workers)
+    seeds = range(FIRST_PAIR, FIRST_PAIR + args.pairs)
+    pairs = probe(out / "pairs.jsonl", seeds, args.prior, args.device, args.workers)
     probed = probe_table(pairs)
     show(rows)
     show(probed)

@@ -235,7 +235,8 @@ def sample(
 
     Solver `ddim` walks with the noise that the network found (`dpm2` with fewer steps); `renoise` forgets it and noises the guided estimate
     afresh at every step, as plug-and-play methods do (DiffPIR, Zhu et al. 2023), which forgets the walk's errors too.
-    A denoiser used with eta > 0 may offer `with_variance(x, t) → (x̂0, v)`; without it DDIM's own variance is used.
+    A denoiser used with eta > 0 may offer `with_variance(x, t) → (x̂0, v)`; without it DDIM's own variance is used. One that says `stacks = True` is given the
+    noise fields of a step as one stack (n, z, y, x).
     Raises `InputError` on shapes that do not fit or a scale that is not positive."""
     if tuple(x_in.shape) != tuple(system.image_shape):
         raise InputError(f"x_in must have the image's shape {tuple(system.image_shape)}, got {tuple(x_in.shape)}")
@@ -251,12 +252,14 @@ def sample(
     fields = starting_noise(x_in.shape, guidance, x_in.device)
     steps_noise = starting_noise(x_in.shape, Guidance(**(guidance.to_json() | {"seed": guidance.seed + 1, "shared_noise": False})), x_in.device)
     target = (x_in * scale).clamp(0, guidance.ceiling)
+    together = getattr(denoise, "stacks", False)
     x = target if guidance.solver == "renoise" else add_noise(target, next(fields), levels[0], schedule)
     for i, (t, t_next) in enumerate(zip(levels, [*levels[1:], -1], strict=True)):
         started = time.perf_counter()
         if guidance.solver == "renoise":
             n_fields = guidance.first_samples if i == 0 and guidance.first_samples else guidance.samples
-            seen = [denoise(add_noise(x, next(fields), t, schedule), t) for _ in range(n_fields)]
+            noisy = [add_noise(x, next(fields), t, schedule) for _ in range(n_fields)]
+            seen = denoise(torch.stack(noisy), t) if together else [denoise(one, t) for one in noisy]
             predicted = sum(seen[1:], seen[0]) / n_fields
             x = x0 = _consistent(predicted, system, projections, scale, guidance, i, rise[i], background) + guidance.lambda_dps * (target - predicted)
         else:

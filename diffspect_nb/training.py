@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
@@ -64,13 +64,8 @@ def simulated_study(
 @lru_cache(maxsize=1)
 def _true_system(index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device = "cpu") -> tuple[SystemMatrix, ImageGrid]:
     "One of the training cohort's real scanners: its holes, and where its voxels lie."
-    system, around = Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid)
+    system, around = Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid, cache=False)
     return system.to(device), around
-
-
-def _keep_true_system(index: int, scanner: Scanner, grid: ImageGrid) -> None:
-    "Into the cache, 0.4 GB, unless it is there."
-    Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid)
 
 
 def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None, device: str | torch.device = "cpu") -> Study:
@@ -183,20 +178,23 @@ class Cohort:
 
     def make(self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu") -> Iterator[int]:
         "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
-        seeds = sorted(range(self.first_seed, self.first_seed + self.n), key=lambda seed: (seed % TRUE_SYSTEMS, seed))
-        jobs = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in seeds if not self.path(seed, kind).exists()]
-        workers = min(workers or os.cpu_count() or 1, len(jobs))
+        missing = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in range(self.first_seed, self.first_seed + self.n) if not self.path(seed, kind).exists()]
+        groups = [group for i in range(TRUE_SYSTEMS) if (group := [job for job in missing if job[0] % TRUE_SYSTEMS == i])]  # a scanner's matrix is built once for all its patients
+        workers = min(workers or os.cpu_count() or 1, len(groups))
         if workers <= 1:
-            yield from (_make(self, *job, device) for job in jobs)
+            yield from (_make(self, *job, device) for group in groups for job in group)
             return
-        scanner = named_scanner(self.scanner)
-        SystemMatrix.build(scanner, self.grid)  # into the cache, once
+        SystemMatrix.build(named_scanner(self.scanner), self.grid)  # into the cache, once
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for built in [pool.submit(_keep_true_system, index, scanner, self.grid) for index in sorted({seed % TRUE_SYSTEMS for seed, _ in jobs})]:
-                built.result()
-            for done in as_completed([pool.submit(_make, self, *job, device) for job in jobs]):
-                yield done.result()
+            running = {pool.submit(_make_all, self, group, device) for group in groups}
+            while running:
+                done, running = wait(running, timeout=1.0)
+                for job in [job for job in missing if self.path(*job).exists()]:
+                    missing.remove(job)
+                    yield job[0]
+                for group in done:
+                    group.result()
 
     def load(self, label: str = "truth") -> Patients:
         "All patients as the network sees them. Raises `InputError` if one is missing or damaged."
@@ -228,6 +226,12 @@ def _make(cohort: Cohort, seed: int, kind: str, device: str | torch.device = "cp
     job = make_mlem50 if kind == "mlem50" else make_patient
     job(cohort.path(seed, kind), seed, named_scanner(cohort.scanner), cohort.grid, _bare_system(cohort.scanner, cohort.grid, device), cohort.heart(seed))
     return seed
+
+
+def _make_all(cohort: Cohort, jobs: list[tuple[int, str]], device: str | torch.device) -> None:
+    "Patients of one scanner."
+    for job in jobs:
+        _make(cohort, *job, device)
 
 # %% ../nbs/09_training.ipynb #e8899f95
 def network_config(data: dict) -> UNetConfig | VolumeConfig:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from .diffusion import NoiseSchedule, cosine_schedule, predict_x0, variance_fraction, x0_from_output
 
 # %% auto #0
-__all__ = ['WATER_PER_CM', 'UNetConfig', 'slice_weights', 'position_embedding', 'ResidualBlock', 'SelfAttention', 'SliceUNet',
-           'fast_dtype', 'relative_to_water', 'Denoiser', 'VolumeConfig', 'VolumeUNet', 'VolumeDenoiser']
+__all__ = ['WATER_PER_CM', 'RECORDINGS', 'UNetConfig', 'slice_weights', 'position_embedding', 'ResidualBlock', 'SelfAttention',
+           'SliceUNet', 'fast_dtype', 'relative_to_water', 'Denoiser', 'VolumeConfig', 'VolumeUNet', 'VolumeDenoiser']
 
 # %% ../nbs/08_unet.ipynb #c24e57b3
 WATER_PER_CM = 0.154  # attenuation of water at 140.5 keV, 1/cm
@@ -424,10 +425,15 @@ class VolumeUNet(nn.Module):
         return volumes[..., : shape[0], : shape[1], : shape[2]]
 
 
+RECORDINGS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # network → what a GPU has recorded of it
+
+
 class VolumeDenoiser:
     """`denoise(x, t) → x̂0` by the volume network; the same contract as `Denoiser`.
 
     The patient's images are looked at here, once. Gradients flow from x̂0 to x when the caller asks for them."""
+
+    stacks = True  # takes several volumes at once, which cost a GPU little more than one
 
     def __init__(
         self,
@@ -462,11 +468,39 @@ class VolumeDenoiser:
         "Estimate of the clean volume, and the variance fraction for stochastic steps."
         x = x.to(self.device, torch.float32)
         stack = x if x.ndim == 4 else x[None]
-        with self._autocast():
-            out = self.net(stack[:, None], torch.full((len(stack),), int(t), device=self.device), features=self.features)
+        levels = torch.full((len(stack),), int(t), device=self.device)
+        replay = self.device.type == "cuda" and not torch.is_grad_enabled()
+        out = (self._replayed if replay else self._run)(stack, levels, self.features)
         guess, raw = (a.reshape(x.shape) for a in out.float().unbind(dim=1))
         x0 = x0_from_output(guess, x, int(t), self.schedule, self.net.config.predict)
         return (x0 if self.clip is None else x0.clamp(*self.clip)), variance_fraction(raw)
+
+    def _run(self, stack: Tensor, levels: Tensor, features: Tensor | None) -> Tensor:
+        with self._autocast():
+            return self.net(stack[:, None], levels, features=features)
+
+    def _replayed(self, *inputs: Tensor | None) -> Tensor:
+        "The same on a GPU, where starting the network's hundreds of kernels takes longer than they do: recorded once for each size of stack, then replayed. The result lasts until the next call."
+        recordings = RECORDINGS.setdefault(self.net, {})
+        key = self.device, self.dtype, *(None if a is None else (a.shape, a.dtype) for a in inputs)
+        if key not in recordings:
+            kept = [None if a is None else a.clone() for a in inputs]
+            aside = torch.cuda.Stream(self.device)
+            aside.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(aside):  # libraries choose their kernels now, not while recording
+                for _ in range(2):
+                    self._run(*kept)
+            torch.cuda.current_stream(self.device).wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = self._run(*kept)
+            recordings[key] = graph, kept, out
+        graph, kept, out = recordings[key]
+        for there, a in zip(kept, inputs, strict=True):
+            if a is not None:
+                there.copy_(a)
+        graph.replay()
+        return out
 
     def _autocast(self) -> torch.autocast:
         half = self.dtype != torch.float32
