@@ -137,7 +137,7 @@ def simulate_activity(
     if not (np.isfinite(counts) and counts > 0):
         raise InputError(f"counts must be a positive number of expected counts, got {counts}")
     system = system or SystemMatrix.build(scanner, grid, mu)
-    expected = system.forward(activity).double()
+    expected = system.forward(activity).cpu().double()
     total = float(expected.sum())
     if not total > 0:
         raise InputError("the activity is zero wherever the scanner can see")

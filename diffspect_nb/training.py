@@ -120,6 +120,7 @@ def make_mlem50(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: 
         save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
 
 
+@lru_cache(maxsize=1)
 def generator_fingerprint() -> str:
     "Hash of what the phantom generator draws (three patients on a coarse grid, rounded) and of how they are acquired: changes when the patients do, not when a comment does."
     drawn = [torso(np.random.default_rng(seed), tiny_grid()) for seed in range(3)]
