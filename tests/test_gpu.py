@@ -93,11 +93,12 @@ def test_walks_run_where_the_prior_is(study):
     here, there = prior(), prior()
     there.net.to("cuda")
     assert (here.device.type, there.device.type) == ("cpu", "cuda")
-    # with hardly any pull from the prior the walk is EM: the devices must agree although their noise differs
+    # with hardly any pull from the prior the walk is EM: the images must explain the same counts although noise differs
     guidance = Guidance(steps=2, start=60, anchor=1e-9, anchor_updates=60, anchor_subsets=1, final_updates=20)
     images = [guided(p, lambda _: guidance)(study, study.system()) for p in (here, there)]
     assert all(image.device.type == "cpu" for image in images)
-    assert float((images[0] - images[1]).norm() / images[0].norm()) < 0.2
+    expected = [study.system().forward(image) for image in images]
+    assert float((expected[0] - expected[1]).norm() / expected[0].norm()) < 0.03  # two seeds on one device: 0.008
     found = posterior_samples(study, 2, guidance=Guidance(steps=2), prior=there, workers=1)
     assert found.device.type == "cpu" and torch.isfinite(found).all() and not torch.equal(*found)
 
