@@ -1,7 +1,7 @@
-"""Speed and memory at full size: `python benchmarks/speed.py [--device cuda] [--json FILE]`.
+"""Speed and memory at full size: `python benchmarks/speed.py [--device cuda] [--prior NAME] [--json FILE]`.
 
-Medians of 5 runs, 2 threads, ratios within the same run. The file keeps one table per device, so that a GPU's stands
-beside the processor's; times end when the image is there."""
+Medians of 5 runs, 2 threads, ratios within the same run. The file keeps one table per device and prior, so that
+a GPU's stands beside the processor's; times end when the image is there."""
 
 import argparse
 import json
@@ -88,7 +88,7 @@ class Counted:
 
 
 @torch.no_grad()
-def measure(device: torch.device) -> dict:
+def measure(device: torch.device, prior_name: str) -> dict:
     scanner, grid = dnm570c(), ImageGrid()
     rows: dict[str, float] = {}
     if device.type == "cpu":  # where a matrix is built, whatever it is used on
@@ -118,7 +118,7 @@ def measure(device: torch.device) -> dict:
 
     early, x_in = early_and_late(system, y)
     scale = intensity_scale(early / study.count_fraction, grid) / study.count_fraction
-    prior = pretrained(device=device)
+    prior = pretrained(prior_name, device)
     denoise = Counted(prior.denoiser(phantom.mu, early * scale, x_in * scale))
     guidance, schedule = default_guidance(study.count_level), denoise.denoise.schedule
     bare, volume = [], []
@@ -159,20 +159,22 @@ TARGETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--prior", default="diffspect", help="name of a shipped prior, or a checkpoint")
     parser.add_argument("--json", type=Path, help="also put the numbers into this file, under the device's name")
     args = parser.parse_args()
     torch.set_num_threads(2)
     device = usable_device(args.device)
-    rows = measure(device)
+    rows = measure(device, args.prior)
     for name, value in rows.items():
         target = TARGETS[args.device].get(name)
         verdict = "" if target is None else f"  target {target}: {'met' if value <= target else 'MISSED'}"
         print(f"{name:22s} {value:10.4g}{verdict}")
     about = {"torch": torch.__version__, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-    print(f"{device_name(device)}; torch {about['torch']}, commit {about['commit'] or 'unknown'}, {about['date']}")
+    name = f"{device_name(device)}; prior {args.prior}"
+    print(f"{name}; torch {about['torch']}, commit {about['commit'] or 'unknown'}, {about['date']}")
     if args.json:
         tables = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
-        write_json(args.json, tables | {device_name(device): rows | about})
+        write_json(args.json, tables | {name: rows | about})
 
 
 if __name__ == "__main__":

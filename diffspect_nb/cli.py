@@ -535,7 +535,7 @@ def parser() -> argparse.ArgumentParser:
     rec.add_argument("--lambda-dps", type=float, help="weight of image consistency")
     rec.add_argument("--lambda-mlem", type=float, help="weight of MLEM insertion")
     rec.add_argument("--tv", type=float, help="weight of total variation along z")
-    rec.add_argument("--prior", default="diffspect", help="shipped checkpoint, or a .safetensors file")
+    rec.add_argument("--prior", default="diffspect", help="shipped checkpoint (diffspect; light: half the time; mlem50: slices, as the paper's), or a .safetensors file")
     rec.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
     rec.add_argument("--samples", type=int, default=0, metavar="N", help="also walk N times and write the mean and the 90 %% interval: mean.nii.gz, uncertainty.nii.gz (half its width)")
     rec.add_argument("--dicom", nargs="?", const="", metavar="SOURCE", help="also write image.dcm; with a DICOM file as SOURCE, for its patient and in its study")

@@ -35,15 +35,14 @@ from .system import SystemMatrix, attenuation_factors, cache_path
 from .unet import Denoiser, SliceUNet, UNetConfig, VolumeConfig, VolumeDenoiser, VolumeUNet, fast_dtype, relative_to_water
 
 # %% auto #0
-__all__ = ['CEILING', 'TRUE_SYSTEMS', 'FILE_VERSION', 'KEPT', 'UNUSUAL', 'simulated_study', 'training_study', 'acquisitions',
-           'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config',
-           'make_network', 'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint',
-           'load_checkpoint', 'pretrained_path', 'Prior', 'pretrained', 'train']
+__all__ = ['CEILING', 'FILE_VERSION', 'KEPT', 'UNUSUAL', 'simulated_study', 'training_study', 'acquisitions', 'make_patient',
+           'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config', 'make_network',
+           'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint', 'load_checkpoint',
+           'pretrained_path', 'Prior', 'pretrained', 'train']
 
 # %% ../nbs/09_training.ipynb #6ca7d175
 CEILING = 8.0  # largest value in the network's scale: MLEM in voxels that hardly any module sees can be a thousand times the heart
-TRUE_SYSTEMS = 16  # different "real" scanners that acquire the training patients
-FILE_VERSION = 3  # of a patient's file
+FILE_VERSION = 2  # of a patient's file
 
 
 def simulated_study(
@@ -68,13 +67,13 @@ def _true_system(index: int, scanner: Scanner, grid: ImageGrid, device: str | to
     return system.to(device), around
 
 
-def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None, device: str | torch.device = "cpu") -> Study:
-    "Patient number `seed` of the training cohort, acquired by one of sixteen scanners that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
+def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None, scanners: int = 4, device: str | torch.device = "cpu") -> Study:
+    "Patient number `seed` of the training cohort, acquired by one of `scanners` that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
     rng = np.random.default_rng([seed, 1])
-    shared, own = Mismatch.draw(np.random.default_rng([570, seed % TRUE_SYSTEMS])), Mismatch.draw(rng)
+    shared, own = Mismatch.draw(np.random.default_rng([570, seed % scanners])), Mismatch.draw(rng)
     mismatch = replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
     counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, heart=heart), scanner, grid, counts, rng, mismatch, _true_system(seed % TRUE_SYSTEMS, scanner, grid, device))
+    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, heart=heart), scanner, grid, counts, rng, mismatch, _true_system(seed % scanners, scanner, grid, device))
 
 
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
@@ -87,9 +86,9 @@ def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
     return groups
 
 
-def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix, heart: str | None = None) -> None:
-    "Simulate one training patient and write what training needs: activity (normal myocardium = 1), what its defects took away, CT, heart region, and per acquisition its early and late image in the network's scale."
-    study = training_study(seed, scanner, grid, heart, base.device)
+def make_patient(path: Path, seed: int, study: Study, base: SystemMatrix, heart: str | None = None) -> None:
+    "Write what training needs of one patient: activity (normal myocardium = 1), what its defects took away, CT, heart region, and per acquisition its early and late image in the network's scale."
+    scanner, grid = study.scanner, study.grid
     phantom, healthy = (torso(np.random.default_rng(seed), grid, defects=d, heart=heart) for d in (None, []))
     photons = float(study.truth.sum() / phantom.activity.sum())  # per unit of activity
     system = base.attenuate(attenuation_factors(study.mu.to(base.device), scanner, grid))
@@ -111,11 +110,10 @@ def make_patient(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base:
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata={"photons": repr(photons), "counts": repr(study.counts)})
 
 
-def make_mlem50(path: Path, seed: int, scanner: Scanner, grid: ImageGrid, base: SystemMatrix, heart: str | None = None) -> None:
+def make_mlem50(path: Path, seed: int, study: Study, base: SystemMatrix, heart: str | None = None) -> None:
     "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
-    study = training_study(seed, scanner, grid, heart, base.device)
-    photons = float(study.truth.sum() / torso(np.random.default_rng(seed), grid, heart=heart).activity.sum())
-    image = mlem(base.attenuate(attenuation_factors(study.mu.to(base.device), scanner, grid)), study.projections, 50).cpu()
+    photons = float(study.truth.sum() / torso(np.random.default_rng(seed), study.grid, heart=heart).activity.sum())
+    image = mlem(base.attenuate(attenuation_factors(study.mu.to(base.device), study.scanner, study.grid)), study.projections, 50).cpu()
     with atomic_path(path) as tmp:
         save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
 
@@ -145,7 +143,7 @@ class Patients:
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
 
     def to(self, device) -> Patients:
-        "The same patients on another device: 13 MB each."
+        "The same patients on another device: 9 MB each."
         return Patients(**{name: getattr(self, name).to(device) for name in ("label", "ct", *KEPT[1:])})
 
 
@@ -161,11 +159,12 @@ class Cohort:
     scanner: str = "dnm570c"
     grid: ImageGrid = field(default_factory=ImageGrid)
     unusual: float = 0.0  # share of patients whose heart is not drawn but made `UNUSUAL`
+    scanners: int = 4  # "real" ones that acquire the patients in turn
 
     @property
     def folder(self) -> Path:
         "Where the patients are kept: the name is a hash of all that shapes them."
-        key = hashlib.sha256(f"{FILE_VERSION} {generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{FILE_VERSION} {generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name} {self.scanners}".encode()).hexdigest()[:16]
         return cache_dir() / f"cohort-{key}"
 
     def path(self, seed: int, label: str = "truth") -> Path:
@@ -180,7 +179,7 @@ class Cohort:
     def make(self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu") -> Iterator[int]:
         "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
         missing = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in range(self.first_seed, self.first_seed + self.n) if not self.path(seed, kind).exists()]
-        groups = [group for i in range(TRUE_SYSTEMS) if (group := [job for job in missing if job[0] % TRUE_SYSTEMS == i])]  # a scanner's matrix is built once for all its patients
+        groups = [group for i in range(self.scanners) if (group := [job for job in missing if job[0] % self.scanners == i])]  # a scanner's matrix is built once for all its patients
         workers = min(workers or os.cpu_count() or 1, len(groups))
         if workers <= 1:
             yield from (_make(self, *job, device) for group in groups for job in group)
@@ -224,8 +223,9 @@ def _bare_system(scanner: str, grid: ImageGrid, device: str | torch.device) -> S
 
 def _make(cohort: Cohort, seed: int, kind: str, device: str | torch.device = "cpu") -> int:
     "One job of `Cohort.make`, in whatever process."
-    job = make_mlem50 if kind == "mlem50" else make_patient
-    job(cohort.path(seed, kind), seed, named_scanner(cohort.scanner), cohort.grid, _bare_system(cohort.scanner, cohort.grid, device), cohort.heart(seed))
+    write, heart = make_mlem50 if kind == "mlem50" else make_patient, cohort.heart(seed)
+    study = training_study(seed, named_scanner(cohort.scanner), cohort.grid, heart, cohort.scanners, device)
+    write(cohort.path(seed, kind), seed, study, _bare_system(cohort.scanner, cohort.grid, device), heart)
     return seed
 
 
@@ -256,6 +256,7 @@ class TrainConfig:
     n_studies: int = 400
     first_seed: int = 0
     unusual: float = 0.0  # share of patients with a heart of the rare kinds, beyond those drawn so
+    scanners: int = 4  # that acquire the patients in turn, each with holes and a grid of its own
     steps: int = 8000
     batch: int = 2  # volumes, or slices for a slice network
     learning_rate: float = 3e-4
@@ -281,7 +282,7 @@ class TrainConfig:
             raise InputError(f"label must be 'mlem50' or 'truth', got {self.label!r}")
         if self.schedule not in ("cosine", "linear"):
             raise InputError(f"schedule must be 'cosine' or 'linear', got {self.schedule!r}")
-        for name in ("n_studies", "steps", "batch"):
+        for name in ("n_studies", "steps", "batch", "scanners"):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
         for name, low, high in (("learning_rate", 0, 1), ("ema", 0, 1), ("ct_dropout", 0, 1), ("condition_dropout", 0, 1), ("cooldown", 0, 1), ("scale_jitter", 0, 2), ("unusual", 0, 1), ("heart_weight", 0, 1000), ("defect_weight", 0, 1000), ("outside_weight", 0, 1000)):
@@ -312,7 +313,7 @@ class TrainConfig:
     @property
     def cohort(self) -> Cohort:
         "The patients this run learns from."
-        return Cohort(self.n_studies, self.first_seed, self.scanner, self.grid, self.unusual)
+        return Cohort(self.n_studies, self.first_seed, self.scanner, self.grid, self.unusual, self.scanners)
 
 
 @dataclass(frozen=True)
@@ -442,7 +443,7 @@ class Prior:
 
 
 def pretrained(name: str = "diffspect", device: str | torch.device = "cpu") -> Prior:
-    "A prior shipped with the package (`diffspect`: volumes, true activity; `mlem50`: slices, full-dose MLEM-50 images, as the paper's), or one from a .safetensors file. Raises `InputError` if PyTorch cannot use the device."
+    "A prior shipped with the package (`diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50 images, as the paper's), or one from a .safetensors file. Raises `InputError` if PyTorch cannot use the device."
     net, provenance = load_checkpoint(pretrained_path(name))
     return Prior(net.to(usable_device(device)), provenance)
 

@@ -55,6 +55,8 @@ def test_a_training_patient_is_its_seed_and_no_inverse_crime():
     assert abs(differs["aperture"] - 1) > 1e-3 and any(differs["ct_shift_mm"])
     assert any(abs(v) > 0.1 for v in differs["offset_mm"])
     assert 0 <= differs["scatter"] <= 0.2 and np.linalg.norm(differs["ct_shift_mm"]) <= 8
+    others = [training_study(seed, tiny(), tiny_grid(), scanners=2).meta["mismatch"]["aperture"] for seed in (3, 5, 4)]
+    assert others[0] == others[1] != others[2]  # two scanners in turn
 
 
 def test_a_cohort_is_made_once_and_resumed(cohort):
@@ -85,6 +87,8 @@ def test_rare_hearts_are_added_to_a_cohort_without_touching_the_others(cohort):
     torch.testing.assert_close(one.load().label[0], thick.half())
     assert one.load("mlem50").label.shape == one.load().label.shape
     assert TrainConfig(unusual=0.5).cohort.unusual == 0.5
+    assert TrainConfig(scanners=16).cohort == Cohort(400, scanners=16)
+    assert mixed.folder != replace(mixed, scanners=16).folder
     with pytest.raises(InputError, match="unusual must be in"):
         TrainConfig(unusual=1.5)
 
@@ -216,14 +220,16 @@ def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
         assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])
 
 
-@pytest.mark.parametrize("name", ["train", "defects", "hearts"])
-def test_the_shipped_configurations_can_be_trained(name, root):
-    config = TrainConfig.from_json(read_json(root / "benchmarks" / f"{name}.json"))
-    told, trainings = pretrained().provenance, []
+@pytest.mark.parametrize("prior", [("diffspect", "train", "defects", "hearts"), ("light", "light")])
+def test_the_shipped_configurations_are_what_the_priors_say_they_were(prior, root):
+    name, *files = prior
+    told, trainings = pretrained(name).provenance, []
     while told:
         trainings.insert(0, told)
         told = told["started_from"]
-    told = trainings[["train", "defects", "hearts"].index(name)]
-    fields = ("n_studies", "first_seed", "learning_rate", "heart_weight", "network")
-    stated = {k: told["config"][k] for k in fields} | {"unusual": told["config"].get("unusual", 0.0)}
-    assert stated == {k: config.to_json()[k] for k in stated} and told["steps"] == config.steps
+    fields = ("n_studies", "first_seed", "learning_rate", "heart_weight", "batch", "network")
+    for told, file in zip(trainings, files, strict=True):
+        config = TrainConfig.from_json(read_json(root / "benchmarks" / f"{file}.json"))
+        stated = {k: told["config"][k] for k in fields}
+        stated |= {k: told["config"].get(k, default) for k, default in (("unusual", 0.0), ("scanners", 4))}
+        assert stated == {k: config.to_json()[k] for k in stated} and told["steps"] == config.steps
