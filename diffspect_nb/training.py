@@ -178,7 +178,8 @@ class Cohort:
 
     def make(self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu") -> Iterator[int]:
         "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
-        missing = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in range(self.first_seed, self.first_seed + self.n) if not self.path(seed, kind).exists()]
+        wanted = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in range(self.first_seed, self.first_seed + self.n)]
+        missing = {job: path for job in wanted if not (path := self.path(*job)).exists()}
         groups = [group for i in range(self.scanners) if (group := [job for job in missing if job[0] % self.scanners == i])]  # a scanner's matrix is built once for all its patients
         workers = min(workers or os.cpu_count() or 1, len(groups))
         if workers <= 1:
@@ -190,8 +191,8 @@ class Cohort:
             running = {pool.submit(_make_all, self, group, device) for group in groups}
             while running:
                 done, running = wait(running, timeout=1.0)
-                for job in [job for job in missing if self.path(*job).exists()]:
-                    missing.remove(job)
+                for job in [job for job, path in missing.items() if path.exists()]:
+                    del missing[job]
                     yield job[0]
                 for group in done:
                     group.result()
