@@ -82,6 +82,7 @@ def test_ctrl_c_in_a_reconstruction_is_one_line_and_keeps_the_old_result(tmp_pat
     code = """
 import signal, sys
 from diffspect_nb import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without
 steps = cli.mlem_steps
 def interrupted(*args, **options):
     for step in steps(*args, **options):
