@@ -4,7 +4,6 @@ Medians of 5 runs, 2 threads, ratios within the same run. The file keeps one tab
 a GPU's stands beside the processor's; times end when the image is there."""
 
 import argparse
-import json
 import platform
 import resource
 import statistics
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from diffspect_nb.cli import commit
-from diffspect_nb.core import ImageGrid, last, usable_device, write_json
+from diffspect_nb.core import ImageGrid, last, read_json, usable_device, write_json
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.mlem import early_and_late, intensity_scale, mlem_steps
 from diffspect_nb.phantom import torso
@@ -173,7 +172,7 @@ def main() -> None:
     name = f"{device_name(device)}; prior {args.prior}"
     print(f"{name}; torch {about['torch']}, commit {about['commit'] or 'unknown'}, {about['date']}")
     if args.json:
-        tables = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+        tables = read_json(args.json) if args.json.exists() else {}
         write_json(args.json, tables | {name: rows | about})
 
 

@@ -1,6 +1,6 @@
 """How sure is the image? Temperatures fitted on validation patients, coverage on test patients, invented defects found.
 
-`python benchmarks/uncertainty.py [--fit 4] [--test 6] [--pairs 24] [--samples 8] [--device cuda] [--keep DIR]`
+`python benchmarks/uncertainty.py [--fit 4] [--test 6] [--pairs 24] [--samples 8] [--keep DIR]` (also --prior, --device)
 1. Validation patients, at every dose: walks through the same counts and walks through counts drawn again. Of these two
    kinds and several floors, the pair with the least interval score (mean of 50 % and 90 % intervals, in units of the
    heart's mean activity, mean over doses; each patient with the temperature of the others) is chosen; its temperatures
@@ -63,9 +63,8 @@ def walk(job: tuple[int, float, str], samples: int, prior: str, device: str, out
     (seed, dose, kind), started = job, time.perf_counter()
     study = validation_study(seed)
     low = reduced(study, f"counts {dose}", seed)
-    network = pretrained(prior, device)
-    system = low.system().to(network.device)
-    found = spread(posterior_samples(low, samples, prior=network, system=system, resample=KINDS[kind]))
+    walks = posterior_samples(low, samples, prior=pretrained(prior, device), workers=1, resample=KINDS[kind])
+    found = spread(walks)
     parts = {"truth": study.truth, "mean": found.mean, "std": found.std}
     values = {name: image[study.heart].numpy() for name, image in parts.items()}
     seconds = time.perf_counter() - started

@@ -335,7 +335,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_train(args: argparse.Namespace) -> None:
     "`diffspect train CONFIG --out DIR`"
     out, config = writable(args.out), TrainConfig.from_json(read_json(args.config))
-    device = usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(args.device)
     for seed in config.cohort.make(config.label, device=device):
         print(f"simulated patient {seed}", flush=True)
     recent = []
@@ -445,7 +445,7 @@ def run_info(args: argparse.Namespace) -> None:
     "`diffspect info`"
     for name, version in versions().items():
         print(f"{name:14s} {version}")
-    print(f"{'device':14s} {'cuda: ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}, {torch.get_num_threads()} threads, network in {fast_dtype('cuda' if torch.cuda.is_available() else 'cpu')}")
+    print(f"{'device':14s} {'cuda: ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}, {torch.get_num_threads()} threads, network in {fast_dtype(usable_device())}")
     cached = list(cache_dir().glob("**/*.safetensors"))
     folder = str(cache_dir()).replace(str(Path.home()), "~", 1)
     print(f"{'cache':14s} {folder}: {len(cached)} files, {sum(f.stat().st_size for f in cached) / 1e6:.0f} MB")

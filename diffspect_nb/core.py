@@ -239,9 +239,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffspect_nb"
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    "The device, if PyTorch can compute on it here; raises `InputError` if not."
-    device = torch.device(device)
+def usable_device(device: str | torch.device | None = None) -> torch.device:
+    "The device, if PyTorch can compute on it here (raises `InputError` if not); None: the GPU if there is one, else the CPU."
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device}: this machine has no usable CUDA device")
     return device

@@ -180,7 +180,7 @@ class Cohort:
         "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
         wanted = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in range(self.first_seed, self.first_seed + self.n)]
         missing = {job: path for job in wanted if not (path := self.path(*job)).exists()}
-        groups = [group for i in range(self.scanners) if (group := [job for job in missing if job[0] % self.scanners == i])]  # a scanner's matrix is built once for all its patients
+        groups = self._groups(list(missing), workers or os.cpu_count() or 1)
         workers = min(workers or os.cpu_count() or 1, len(groups))
         if workers <= 1:
             yield from (_make(self, *job, device) for group in groups for job in group)
@@ -196,6 +196,12 @@ class Cohort:
                     yield job[0]
                 for group in done:
                     group.result()
+
+    def _groups(self, jobs: list[tuple[int, str]], workers: int) -> list[list[tuple[int, str]]]:
+        "Jobs of one scanner each, whose matrix is then built once for all of them; a scanner has several groups where there are more workers than scanners."
+        parts = -(-workers // self.scanners)
+        by_scanner = [[job for job in jobs if job[0] % self.scanners == i] for i in range(self.scanners)]
+        return [group for mine in by_scanner for part in range(parts) if (group := mine[part::parts])]
 
     def load(self, label: str = "truth") -> Patients:
         "All patients as the network sees them. Raises `InputError` if one is missing or damaged."
@@ -459,7 +465,7 @@ def train(
 
     Raises `InputError` if the state belongs to another configuration (steps may differ: a run can be prolonged)."""
     folder = Path(folder)
-    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device)
     patients = config.cohort.load(config.label).to(device)
     support = torch.from_numpy(field_of_view(named_scanner(config.scanner), config.grid)).to(device)
     schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[config.schedule]()

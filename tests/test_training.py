@@ -93,6 +93,14 @@ def test_rare_hearts_are_added_to_a_cohort_without_touching_the_others(cohort):
         TrainConfig(unusual=1.5)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 16])
+def test_every_worker_has_patients_and_every_group_one_scanner(workers):
+    jobs = [(seed, "truth") for seed in range(64)]
+    groups = Cohort(64)._groups(jobs, workers)
+    assert len(groups) >= workers and sorted(job for group in groups for job in group) == jobs
+    assert all(len({seed % 4 for seed, _ in group}) == 1 for group in groups)
+
+
 def test_processes_make_what_one_process_makes(cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path))
     assert sorted(cohort.make(workers=2)) == [0, 1]
