@@ -34,7 +34,7 @@ from diffspect_nb.observer import (
     octave_channels,
     responses_of,
 )
-from diffspect_nb.training import pretrained
+from diffspect_nb.training import DEFAULT_PRIOR, pretrained
 from diffspect_nb.uncertainty import fingerprint, start_worker
 
 FULL = ("counts 1.0", "MLEM-50")
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", type=int, default=50)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS))
-    parser.add_argument("--prior", default="diffspect")
+    parser.add_argument("--prior", default=DEFAULT_PRIOR)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the guided images")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)

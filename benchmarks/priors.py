@@ -1,7 +1,8 @@
 """Which prior? Every variant trained for the same time on the same patients, judged on validation patients.
 
 `python benchmarks/priors.py [--minutes 6] [--patients 100] [--out DIR] [--csv FILE] [--only NAME …]`
-`python benchmarks/priors.py --judge diffspect light --validation 6 --csv benchmarks/shipped.csv` trains nothing.
+`python benchmarks/priors.py --judge diffspect light diffspect+light --validation 6 --csv benchmarks/shipped.csv`
+trains nothing.
 The number of steps follows from the time of a few, so that each variant's learning rate falls to zero at its end.
 Resumable: a variant whose checkpoint is there is only judged. The judge is the PSNR of the guided image against the
 truth, in the heart and in the field of view, mean over validation patients."""
@@ -21,7 +22,7 @@ from diffspect_nb.geometry import field_of_view
 from diffspect_nb.metrics import psnr
 from diffspect_nb.sampler import reconstruct
 from diffspect_nb.study import Study
-from diffspect_nb.training import TrainConfig, pretrained, pretrained_path, train
+from diffspect_nb.training import TrainConfig, pretrained, train
 from diffspect_nb.unet import UNetConfig, VolumeConfig
 
 BASE = TrainConfig(learning_rate=5e-4, cooldown=0.4, heart_weight=6.0, first_seed=400)
@@ -59,9 +60,9 @@ def seconds_per_step(config: TrainConfig, folder: Path) -> float:
     return float(np.median(times[4:]))
 
 
-def judge(checkpoint: Path, studies: list[Study]) -> dict[str, float]:
+def judge(name: str, studies: list[Study]) -> dict[str, float]:
     "Mean PSNR of the guided images at each setting, and the seconds of one."
-    prior, found = pretrained(str(checkpoint)), {}
+    prior, found = pretrained(name), {}
     for study in studies:
         system = study.system()
         masks = {"heart": study.heart, "field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
@@ -83,13 +84,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/priors"))
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--only", nargs="*", help="names, or parts of names, of variants")
-    parser.add_argument("--judge", nargs="+", metavar="PRIOR", help="only judge these, shipped or checkpoints")
+    parser.add_argument("--judge", nargs="+", metavar="PRIOR", help="only judge these; + joins an ensemble")
     args = parser.parse_args()
     studies = [validation_study(FIRST_VALIDATION + i) for i in range(args.validation)]
     rows = []
     for name in args.judge or ():
         about = {"prior": name, "patients": len(studies), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-        rows.append(about | judge(pretrained_path(name), studies))
+        rows.append(about | judge(name, studies))
         print(rows[-1], flush=True)
         if args.csv:
             write_csv(args.csv, rows)
@@ -116,7 +117,7 @@ def main() -> None:
             "minutes": args.minutes,
             "patients": args.patients,
         }
-        rows.append(row | judge(folder / "checkpoint.safetensors", studies))
+        rows.append(row | judge(str(folder / "checkpoint.safetensors"), studies))
         print(rows[-1], flush=True)
         if args.csv:
             write_csv(args.csv, rows)

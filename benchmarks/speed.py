@@ -23,7 +23,7 @@ from diffspect_nb.phantom import torso
 from diffspect_nb.sampler import default_guidance, reconstruct, sample
 from diffspect_nb.study import simulate, thin
 from diffspect_nb.system import SystemMatrix, _build_blocks, _load_blocks, _save_blocks, attenuation_factors, cache_path
-from diffspect_nb.training import pretrained
+from diffspect_nb.training import DEFAULT_PRIOR, pretrained
 from diffspect_nb.unet import fast_dtype
 
 RUNS = 5
@@ -82,7 +82,7 @@ class Counted:
         self.denoise, self.given = denoise, []
 
     def __call__(self, x, t):
-        self.given.append(x)
+        self.given.append((x, t))
         return self.denoise(x, t)
 
 
@@ -127,12 +127,12 @@ def measure(device: torch.device, prior_name: str) -> dict:
         last(sample(denoise, system, y, x_in, scale, guidance, schedule))
         finish()
         middle = time.perf_counter()
-        for x in denoise.given:
-            denoise.denoise(x, 300)
+        for x, t in denoise.given:
+            denoise.denoise(x, t)
         finish()
         volume.append(middle - started)
         bare.append(time.perf_counter() - middle)
-    rows["network_evaluations"] = sum(1 if x.ndim == 3 else len(x) for x in denoise.given)
+    rows["network_evaluations"] = sum(1 if x.ndim == 3 else len(x) for x, _ in denoise.given)
     rows["network_s"] = statistics.median(bare[1:]) / rows["network_evaluations"]
     rows["walk_s"] = statistics.median(volume[1:])
     rows["walk_over_network"] = statistics.median(v / n for v, n in zip(volume[1:], bare[1:], strict=True))
@@ -158,7 +158,7 @@ TARGETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--prior", default="diffspect", help="name of a shipped prior, or a checkpoint")
+    parser.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped, a checkpoint, or an ensemble joined by +")
     parser.add_argument("--json", type=Path, help="also put the numbers into this file, under the device's name")
     args = parser.parse_args()
     torch.set_num_threads(2)

@@ -56,15 +56,15 @@ from .mlem import mlem_steps, osem, subset_count
 from .phantom import dilate, torso
 from .sampler import Guidance, default_guidance, measurement_support, paper_guidance, reconstruct
 from .study import Mismatch, Study, image_as_phantom, load_image, reduced_study, sample_folder, simulate, simulate_mismatched, study_hashes
-from .training import TrainConfig, pretrained, pretrained_path, train
+from .training import DEFAULT_PRIOR, TrainConfig, pretrained, pretrained_paths, train
 from .uncertainty import ball, filled_from_around, plot_probe, probe_region, uncertainty_of
 from .unet import fast_dtype
 
 # %% auto #0
-__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'run_reconstruct', 'run_probe', 'oracle_rivals',
-           'run_demo', 'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_read', 'run_evaluate', 'run_train',
-           'commit', 'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info', 'dashboard_notebook',
-           'run_dashboard', 'parser', 'main']
+__all__ = ['OPTIONS', 'ABLATION', 'writable', 'repeated', 'file_hash', 'prior_hash', 'run_reconstruct', 'run_probe',
+           'oracle_rivals', 'run_demo', 'run_simulate', 'placed_ct', 'run_fetch', 'run_import', 'run_read',
+           'run_evaluate', 'run_train', 'commit', 'real_studies', 'run_benchmark_command', 'run_scanner', 'run_info',
+           'dashboard_notebook', 'run_dashboard', 'parser', 'main']
 
 # %% ../nbs/19_cli.ipynb #0c373569
 def writable(folder: str | Path) -> Path:
@@ -92,7 +92,7 @@ def repeated(path: str | Path, args: argparse.Namespace) -> Guidance | None:
         setattr(args, name, value)
     if study_hashes(args.study) != wanted:
         raise InputError(f"{args.study}: not the study that {path} was made from, its files have other contents")
-    if guidance and file_hash(pretrained_path(args.prior)) != made.get("prior"):
+    if guidance and prior_hash(args.prior) != made.get("prior"):
         raise InputError(f"{path}: was made with another checkpoint called {args.prior!r}")
     if changed := sorted(k for k, v in versions().items() if earlier.get("versions", {}).get(k) != v):
         print(f"note: other versions than then of {', '.join(changed)}; the result may differ in its last digits", file=sys.stderr)
@@ -103,6 +103,11 @@ def file_hash(path: str | Path) -> str:
     "SHA-256 of a file; raises `InputError` if it cannot be read."
     with reading(path, "file"):
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def prior_hash(name: str) -> str:
+    "SHA-256 of a prior's file; of an ensemble's files, joined by `+`."
+    return "+".join(file_hash(path) for path in pretrained_paths(name))
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
@@ -130,7 +135,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         trained_mm = prior.provenance.get("config", {}).get("grid", {}).get("voxel_mm")
         if trained_mm and abs(trained_mm - study.grid.voxel_mm) > 0.1:
             print(f"note: the prior {args.prior!r} was trained on voxels of {trained_mm:g} mm, this study has {study.grid.voxel_mm:g} mm", file=sys.stderr)
-        made_from["prior"] = file_hash(pretrained_path(args.prior))
+        made_from["prior"] = prior_hash(args.prior)
         done = reconstruct(study, guidance, system=system, prior=prior)
         image, support = done.image.cpu(), done.support
         details |= {"guidance": guidance.to_json(), "scale": done.scale, "prior": {"name": args.prior, "provenance": prior.provenance}}
@@ -535,7 +540,7 @@ def parser() -> argparse.ArgumentParser:
     rec.add_argument("--lambda-dps", type=float, help="weight of image consistency")
     rec.add_argument("--lambda-mlem", type=float, help="weight of MLEM insertion")
     rec.add_argument("--tv", type=float, help="weight of total variation along z")
-    rec.add_argument("--prior", default="diffspect", help="shipped checkpoint (diffspect; light: half the time; mlem50: slices, as the paper's), or a .safetensors file")
+    rec.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped checkpoint (diffspect; light; mlem50: slices, as the paper's), a .safetensors file, or an ensemble of them joined by + (default: %(default)s)")
     rec.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
     rec.add_argument("--samples", type=int, default=0, metavar="N", help="also walk N times and write the mean and the 90 %% interval: mean.nii.gz, uncertainty.nii.gz (half its width)")
     rec.add_argument("--dicom", nargs="?", const="", metavar="SOURCE", help="also write image.dcm; with a DICOM file as SOURCE, for its patient and in its study")
@@ -602,7 +607,7 @@ def parser() -> argparse.ArgumentParser:
     be.add_argument("--studies", type=int, default=18, help="number of simulated test patients")
     be.add_argument("--first-seed", type=int, default=FIRST_TEST, help="seed of the first; tests start at 930000, validation at 910000")
     be.add_argument("--real", help="folder of the PhysioNet 530c set: its scans become five more studies")
-    be.add_argument("--prior", default="diffspect", help="shipped checkpoint, or a .safetensors file")
+    be.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped checkpoint, a .safetensors file, or an ensemble of them joined by + (default: %(default)s)")
     be.add_argument("--settings", nargs="+", choices=[f"counts {c}" for c in COUNTS] + [f"views {v}" for v in VIEWS], metavar="SETTING", help="only these, e.g. 'counts 0.05' 'views 9'")
     be.add_argument("--quick", action="store_true", help="one patient, three settings, 100 MLEM iterations")
     be.add_argument("--strips", action="store_true", help="also draw a picture strip per setting for the first study")

@@ -31,7 +31,7 @@ from .phantom import torso
 from .sampler import Guidance, Reconstruction, beginning_steps, default_guidance, paper_guidance, reconstruction_steps
 from .study import Study, central_row, reduced_study, sample_folder, simulate
 from .system import SystemMatrix
-from .training import pretrained
+from .training import DEFAULT_PRIOR, pretrained
 from .uncertainty import Probe, ball, probe_region
 from .viewer import VolumeViewer, focus_of
 
@@ -630,7 +630,7 @@ class ReconstructionDashboard(Dashboard):
         if c["preset"].value == "own":
             chosen |= {name: round(c[name].value, 6) for name in GUIDANCE_KNOBS}
             chosen["start"] = None if chosen["start"] == 999 else chosen["start"]
-        return Wish(self._source, c["counts"].value, c["views"].value or None, 0, "mlem50" if self._base.solver == "ddim" else "diffspect", replace(self._base, **chosen))
+        return Wish(self._source, c["counts"].value, c["views"].value or None, 0, "mlem50" if self._base.solver == "ddim" else DEFAULT_PRIOR, replace(self._base, **chosen))
 
     def submit(self) -> None:
         try:

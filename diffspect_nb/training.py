@@ -32,13 +32,13 @@ from .mlem import AROUND_MM, EARLY_UPDATES, HEART_MM, LATE_UPDATES, RECOVERY, ea
 from .phantom import torso
 from .study import Mismatch, Study, central_row, keep_views, simulate, simulate_mismatched, thin
 from .system import SystemMatrix, attenuation_factors, cache_path
-from .unet import Denoiser, SliceUNet, UNetConfig, VolumeConfig, VolumeDenoiser, VolumeUNet, fast_dtype, relative_to_water
+from .unet import Denoiser, EnsembleDenoiser, SliceUNet, UNetConfig, VolumeConfig, VolumeDenoiser, VolumeUNet, fast_dtype, relative_to_water
 
 # %% auto #0
-__all__ = ['CEILING', 'FILE_VERSION', 'KEPT', 'UNUSUAL', 'simulated_study', 'training_study', 'acquisitions', 'make_patient',
-           'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config', 'make_network',
-           'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint', 'load_checkpoint',
-           'pretrained_path', 'Prior', 'pretrained', 'train']
+__all__ = ['CEILING', 'FILE_VERSION', 'KEPT', 'UNUSUAL', 'DEFAULT_PRIOR', 'simulated_study', 'training_study', 'acquisitions',
+           'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort', 'network_config',
+           'make_network', 'TrainConfig', 'TrainStep', 'learning_rate', 'Batch', 'batch_of', 'save_checkpoint',
+           'load_checkpoint', 'pretrained_paths', 'pretrained_path', 'Prior', 'pretrained', 'train']
 
 # %% ../nbs/09_training.ipynb #6ca7d175
 CEILING = 8.0  # largest value in the network's scale: MLEM in voxels that hardly any module sees can be a thousand times the heart
@@ -403,6 +403,14 @@ def load_checkpoint(path: str | Path) -> tuple[SliceUNet | VolumeUNet, dict]:
     return net.eval(), provenance
 
 
+DEFAULT_PRIOR = "diffspect+light"
+
+
+def pretrained_paths(name: str) -> list[Path]:
+    "The files of a prior: one, or those of an ensemble's members, joined by `+`; raises `InputError` as `pretrained_path`."
+    return [pretrained_path(part) for part in ([name] if Path(name).is_file() else name.split("+"))]
+
+
 def pretrained_path(name: str) -> Path:
     "File of a checkpoint: a .safetensors path as it is, else a shipped one; raises `InputError` listing those there are."
     folder = Path(diffspect_nb.__file__).parent / "weights"
@@ -414,10 +422,16 @@ def pretrained_path(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Prior:
-    "A trained network with its history, ready to become a denoiser for one patient."
+    "A trained network with its history, ready to become a denoiser for one patient; or an ensemble of them. Raises `InputError` on members that cannot share a walk."
 
     net: SliceUNet | VolumeUNet
     provenance: dict
+    others: tuple[Prior, ...] = ()  # the rest of an ensemble, see `EnsembleDenoiser`
+
+    def __post_init__(self):
+        members = (self, *self.others)
+        if self.others and not all(isinstance(m.net, VolumeUNet) and m.unit == self.unit and m.device == self.device for m in members):
+            raise InputError("an ensemble takes volume networks of one intensity scale on one device")
 
     @property
     def unit(self) -> float:
@@ -440,19 +454,23 @@ class Prior:
         early: Tensor | None = None,  # early image of the acquisition (see `early_and_late`), (z, y, x), this prior's scale
         late: Tensor | None = None,  # late image, likewise
         clip: tuple[float, float] | None = (0.0, CEILING),
-    ) -> Denoiser | VolumeDenoiser:
+    ) -> Denoiser | VolumeDenoiser | EnsembleDenoiser:
         "A denoiser `(x, t) → x̂0` for one patient; the acquisition's images serve those networks that look at them."
         schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[self.provenance["config"]["schedule"]]()
         if isinstance(self.net, SliceUNet):
             return Denoiser(self.net, mu, schedule, clip)
         seen = [None if image is None else image.clamp(0, CEILING) for image in (early, late)] if self.looks_at_data else []
-        return VolumeDenoiser(self.net, (mu, *seen), schedule, clip)
+        own = VolumeDenoiser(self.net, (mu, *seen), schedule, clip)
+        return EnsembleDenoiser([own, *(other.denoiser(mu, early, late, clip) for other in self.others)]) if self.others else own
 
 
-def pretrained(name: str = "diffspect", device: str | torch.device = "cpu") -> Prior:
-    "A prior shipped with the package (`diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50 images, as the paper's), or one from a .safetensors file. Raises `InputError` if PyTorch cannot use the device."
-    net, provenance = load_checkpoint(pretrained_path(name))
-    return Prior(net.to(usable_device(device)), provenance)
+def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
+    """A prior shipped with the package (`diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50 images, as the paper's),
+    one from a .safetensors file, or an ensemble of several, joined by `+`. Raises `InputError` if PyTorch cannot use the device."""
+    (net, provenance), *others = (load_checkpoint(path) for path in pretrained_paths(name))
+    there = usable_device(device)
+    others = tuple(Prior(other.to(there), history) for other, history in others)
+    return Prior(net.to(there), provenance | ({"others": [o.provenance for o in others]} if others else {}), others)
 
 # %% ../nbs/09_training.ipynb #237d6297
 def train(

@@ -36,7 +36,7 @@ from .phantom import Phantom, dilate, torso
 from .sampler import Beginning, Denoise, Guidance, beginning_steps, default_guidance, outcome, reconstruct
 from .study import Mismatch, Study, simulate, simulate_mismatched
 from .system import SystemMatrix, cache_path
-from .training import Prior, pretrained
+from .training import DEFAULT_PRIOR, Prior, pretrained
 
 # %% auto #0
 __all__ = ['FITTED', 'resampled', 'Walks', 'start_worker', 'sample_steps', 'posterior_samples', 'Spread', 'spread', 'coverage',
@@ -107,7 +107,7 @@ def sample_steps(
     study: Study,
     n: int = 8,  # walks, 2 or more
     guidance: Guidance | None = None,  # default: `default_guidance`; `renoise` walks take one noise field per step, whatever it says
-    prior: str | Prior = "diffspect",  # a shipped prior's name, a checkpoint's path, or a prior
+    prior: str | Prior = DEFAULT_PRIOR,  # a shipped prior's name, a checkpoint's path, or a prior; of an ensemble the first network alone walks
     denoise: Denoise | None = None,  # instead of a prior's; importable, or use workers=1
     executor: Executor | None = None,  # yours, used as it is and left open; default: a pool of processes
     workers: int | None = None,  # processes of that pool, by default one per core; 1: in this process
@@ -131,6 +131,8 @@ def sample_steps(
         guidance = replace(guidance, samples=1, first_samples=None)
     if denoise is None and isinstance(prior, str):
         prior = pretrained(prior)
+    if prior is not None:
+        prior = replace(prior, others=())
     blind = replace(study, truth=None, reference=None, heart=None)  # workers have no use for the answer
     walks = Walks(blind, guidance, None if denoise else prior, denoise, system, resample)
     workers = min(int(n), workers or os.cpu_count() or 1)
@@ -276,8 +278,9 @@ def plot_coverage(curves: dict[str, tuple[Spread, Tensor, Tensor]], ax: plt.Axes
 def fingerprint(prior: Prior) -> str:  # 16 hexadecimal digits
     "What tells one prior from another: a hash of its weights as they are shipped (float16)."
     digest = hashlib.sha256()
-    for name, value in sorted(prior.net.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
+    for net in (prior.net, *(other.net for other in prior.others)):
+        for name, value in sorted(net.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -304,12 +307,12 @@ FITTED = Calibration(((0.01, 2.24), (0.05, 1.92), (0.2, 1.872), (1.0, 1.851)), 0
 def uncertainty_of(
     study: Study,
     n: int = FITTED.samples,
-    prior: str | Prior = "diffspect",
+    prior: str | Prior = DEFAULT_PRIOR,  # of an ensemble the first network alone walks
     calibration: Calibration = FITTED,
     **options,  # of `sample_steps`
 ) -> Spread:
     "Mean and calibrated spread of n walks, (z, y, x) in full-dose photons. Warns where the calibration was not made for this prior, or for all views alone."
-    prior = pretrained(prior) if isinstance(prior, str) else prior
+    prior = replace(pretrained(prior) if isinstance(prior, str) else prior, others=())
     if options.get("denoise") or fingerprint(prior) != calibration.prior:
         warnings.warn(f"these temperatures were fitted for the prior {calibration.prior}, not for this one: intervals may be too narrow or too wide", stacklevel=2)
     if len(study.views) < study.scanner.n_views:

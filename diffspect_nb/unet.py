@@ -5,6 +5,7 @@
 # %% ../nbs/08_unet.ipynb #05d6f532
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from weakref import WeakKeyDictionary
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from .diffusion import NoiseSchedule, cosine_schedule, predict_x0, variance_fraction, x0_from_output
 
 # %% auto #0
-__all__ = ['WATER_PER_CM', 'RECORDINGS', 'UNetConfig', 'slice_weights', 'position_embedding', 'ResidualBlock', 'SelfAttention',
-           'SliceUNet', 'fast_dtype', 'relative_to_water', 'Denoiser', 'VolumeConfig', 'VolumeUNet', 'VolumeDenoiser']
+__all__ = ['WATER_PER_CM', 'AIR_PER_CM', 'NEARLY_CLEAN', 'RECORDINGS', 'MOST_RECORDINGS', 'UNetConfig', 'slice_weights',
+           'position_embedding', 'ResidualBlock', 'SelfAttention', 'SliceUNet', 'fast_dtype', 'relative_to_water',
+           'Denoiser', 'VolumeConfig', 'VolumeUNet', 'body_box', 'VolumeDenoiser', 'EnsembleDenoiser']
 
 # %% ../nbs/08_unet.ipynb #c24e57b3
 WATER_PER_CM = 0.154  # attenuation of water at 140.5 keV, 1/cm
@@ -425,13 +427,34 @@ class VolumeUNet(nn.Module):
         return volumes[..., : shape[0], : shape[1], : shape[2]]
 
 
+AIR_PER_CM = 0.1 * WATER_PER_CM  # attenuation below which there is nobody; lungs have about three times as much, 1/cm
+NEARLY_CLEAN = 0.7  # ᾱ from which a network may leave out the air around the body
 RECORDINGS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # network → what a GPU has recorded of it
+MOST_RECORDINGS = 12  # of one network; each holds memory for all its layers
+
+
+def body_box(
+    mu: Tensor,  # attenuation map, (z, y, x), 1/cm
+    margin: int = 3,  # voxels of air kept around the body, for a CT that does not lie quite right
+    multiple: int = 4,  # sizes are rounded up to this, so that the boxes of different patients have few sizes
+) -> tuple[slice, slice, slice]:
+    "The part of the volume that holds the body; all of it where the map shows none."
+    body, box = mu > AIR_PER_CM, []
+    for axis, n in enumerate(mu.shape):
+        inside = body.movedim(axis, 0).flatten(1).any(1).nonzero()
+        first, last = (int(inside[0]) - margin, int(inside[-1]) + 1 + margin) if len(inside) else (0, n)
+        first, last = max(0, first), min(n, last)
+        size = min(n, -((first - last) // multiple) * multiple)
+        first = min(first, n - size)
+        box.append(slice(first, first + size))
+    return tuple(box)
 
 
 class VolumeDenoiser:
     """`denoise(x, t) → x̂0` by the volume network; the same contract as `Denoiser`.
 
-    The patient's images are looked at here, once. Gradients flow from x̂0 to x when the caller asks for them."""
+    The patient's images are looked at here, once. At low noise (ᾱ > NEARLY_CLEAN) a network that was given a CT works on the box around the body alone; in the air beyond
+    it the late image stands. Gradients flow from x̂0 to x when the caller asks for them."""
 
     stacks = True  # takes several volumes at once, which cost a GPU little more than one
 
@@ -451,14 +474,19 @@ class VolumeDenoiser:
         self.schedule = cosine_schedule() if schedule is None else schedule
         self.device = net.stem.weight.device
         self.dtype = fast_dtype(self.device) if dtype is None else dtype
-        self.features = None
+        whole = slice(None), slice(None), slice(None)
+        self.boxes = whole, body_box(images[0]) if images and images[0] is not None else whole
+        self.features, self.beyond = (None, None), 0.0
         known = [image for image in images if image is not None]
         if known:
             zeros = torch.zeros_like(known[0], device=self.device, dtype=torch.float32)
             filled = [zeros if i >= len(images) or images[i] is None else images[i].to(zeros) for i in range(net.config.conditions)]
             filled[0] = relative_to_water(filled[0])
+            conditions = torch.stack(filled)[None]
             with torch.no_grad(), self._autocast():
-                self.features = net.condition_features(torch.stack(filled)[None])
+                self.features = tuple(net.condition_features(conditions[(..., *box)]) for box in self.boxes)
+            self.beyond = filled[-1].clone()
+            self.beyond[self.boxes[1]] = 0
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         "Estimate of the clean volume, float32, from a noisy one (z, y, x), or of a stack (n, z, y, x)."
@@ -467,20 +495,26 @@ class VolumeDenoiser:
     def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
         "Estimate of the clean volume, and the variance fraction for stochastic steps."
         x = x.to(self.device, torch.float32)
-        stack = x if x.ndim == 4 else x[None]
+        boxed = bool(self.schedule.alpha_bar(int(t)) > NEARLY_CLEAN)
+        box = self.boxes[boxed]
+        stack = (x if x.ndim == 4 else x[None])[(..., *box)]
         levels = torch.full((len(stack),), int(t), device=self.device)
         replay = self.device.type == "cuda" and not torch.is_grad_enabled()
-        out = (self._replayed if replay else self._run)(stack, levels, self.features)
-        guess, raw = (a.reshape(x.shape) for a in out.float().unbind(dim=1))
-        x0 = x0_from_output(guess, x, int(t), self.schedule, self.net.config.predict)
-        return (x0 if self.clip is None else x0.clamp(*self.clip)), variance_fraction(raw)
+        out = (self._replayed if replay else self._run)(stack, levels, self.features[boxed])
+        guess, raw = out.float().unbind(dim=1)
+        x0 = x0_from_output(guess, stack, int(t), self.schedule, self.net.config.predict)
+        x0, v = x0 if self.clip is None else x0.clamp(*self.clip), variance_fraction(raw)
+        if boxed:
+            air = [n for part, size in zip(reversed(box), reversed(x.shape), strict=False) for n in (part.start or 0, size - (part.stop or size))]
+            x0, v = F.pad(x0, air) + self.beyond, F.pad(v, air)
+        return x0.reshape(x.shape), v.reshape(x.shape)
 
     def _run(self, stack: Tensor, levels: Tensor, features: Tensor | None) -> Tensor:
         with self._autocast():
             return self.net(stack[:, None], levels, features=features)
 
     def _replayed(self, *inputs: Tensor | None) -> Tensor:
-        "The same on a GPU, where starting the network's hundreds of kernels takes longer than they do: recorded once for each size of stack, then replayed. The result lasts until the next call."
+        "The same on a GPU, where starting the network's hundreds of kernels takes longer than they do: recorded once for each size of stack and box, then replayed. The result lasts until the next call."
         recordings = RECORDINGS.setdefault(self.net, {})
         key = self.device, self.dtype, *(None if a is None else (a.shape, a.dtype) for a in inputs)
         if key not in recordings:
@@ -494,6 +528,8 @@ class VolumeDenoiser:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 out = self._run(*kept)
+            if len(recordings) == MOST_RECORDINGS:
+                del recordings[next(iter(recordings))]
             recordings[key] = graph, kept, out
         graph, kept, out = recordings[key]
         for there, a in zip(kept, inputs, strict=True):
@@ -505,3 +541,32 @@ class VolumeDenoiser:
     def _autocast(self) -> torch.autocast:
         half = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if half else torch.bfloat16, enabled=half)
+
+
+class EnsembleDenoiser:
+    """Denoisers that share the noise fields of a step: of a stack's fields each takes every n-th, beginning with the second denoiser; a lone field or volume goes to the first.
+
+    Where a step averages its fields, the errors that the networks do not share are averaged too. Where the fields do not come out even, the first,
+    which is usually the largest, has fewer."""
+
+    stacks = True
+
+    def __init__(self, members: Sequence[VolumeDenoiser]):
+        if any(not torch.equal(m.schedule.betas, members[0].schedule.betas) for m in members):
+            raise ValueError("the networks of an ensemble must have been trained with one noise schedule")
+        self.members, self.schedule = tuple(members), members[0].schedule
+
+    def __call__(self, x: Tensor, t: int) -> Tensor:
+        "Estimate of the clean volume, float32, from a noisy one (z, y, x), or of a stack (n, z, y, x)."
+        return self.with_variance(x, t)[0]
+
+    def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
+        "Estimate of the clean volume, and the variance fraction for stochastic steps."
+        if x.ndim == 3 or len(x) == 1:
+            return self.members[0].with_variance(x, t)
+        turns = [*self.members[1:], self.members[0]][: len(x)]
+        found = [m.with_variance(x[i :: len(self.members)], t) for i, m in enumerate(turns)]
+        x0, v = (torch.empty(x.shape, dtype=part.dtype, device=part.device) for part in found[0])
+        for i, part in enumerate(found):
+            x0[i :: len(self.members)], v[i :: len(self.members)] = part
+        return x0, v

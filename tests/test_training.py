@@ -1,5 +1,6 @@
 "Training: the cohort, resuming, checkpoints, and the shipped prior's papers."
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from diffspect_nb.training import (
     learning_rate,
     load_checkpoint,
     pretrained,
+    pretrained_path,
     save_checkpoint,
     simulated_study,
     train,
@@ -226,6 +228,22 @@ def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
         provenance = pretrained(file.stem).provenance
         assert provenance["config"]["n_studies"] >= 150 and provenance["config"]["label"] in ("mlem50", "truth")
         assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])
+
+
+def test_priors_joined_by_a_plus_are_an_ensemble(tmp_path):
+    both, (first, second) = pretrained("diffspect+light"), (pretrained(name) for name in ("diffspect", "light"))
+    assert both.provenance["config"] == first.provenance["config"] and both.provenance["others"] == [second.provenance]
+    fields = torch.rand(2, 8, 12, 12)
+    with torch.no_grad():
+        found = both.denoiser()(fields, 300)
+        for image, field, member in zip(found, fields, (second, first), strict=True):
+            torch.testing.assert_close(image, member.denoiser()(field, 300), atol=2e-2, rtol=2e-2)
+    with pytest.raises(InputError, match="volume networks of one intensity scale"):
+        pretrained("diffspect+mlem50")
+    with pytest.raises(InputError, match="no shipped checkpoint is called 'heavy'"):
+        pretrained("diffspect+heavy")
+    shutil.copyfile(pretrained_path("light"), tmp_path / "a+b.safetensors")
+    assert pretrained(str(tmp_path / "a+b.safetensors")).others == ()  # a file's name may hold a plus
 
 
 @pytest.mark.parametrize("prior", [("diffspect", "train", "defects", "hearts"), ("light", "light")])
