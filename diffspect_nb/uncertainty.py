@@ -131,7 +131,7 @@ def sample_steps(
         guidance = replace(guidance, samples=1, first_samples=None)
     if denoise is None and isinstance(prior, str):
         prior = pretrained(prior)
-    if prior is not None:
+    if isinstance(prior, Prior):
         prior = replace(prior, others=())
     blind = replace(study, truth=None, reference=None, heart=None)  # workers have no use for the answer
     walks = Walks(blind, guidance, None if denoise else prior, denoise, system, resample)

@@ -454,7 +454,7 @@ class VolumeDenoiser:
     """`denoise(x, t) → x̂0` by the volume network; the same contract as `Denoiser`.
 
     The patient's images are looked at here, once. At low noise (ᾱ > NEARLY_CLEAN) a network that was given a CT works on the box around the body alone; in the air beyond
-    it the late image stands. Gradients flow from x̂0 to x when the caller asks for them."""
+    it the late image stands (0 if there is none). Gradients flow from x̂0 to x when the caller asks for them."""
 
     stacks = True  # takes several volumes at once, which cost a GPU little more than one
 
