@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -185,15 +186,19 @@ def test_info_names_versions_and_checkpoints(capsys):
 
 
 def test_every_command_has_help_and_usage_errors_exit_with_2():
-    for command in (
+    commands = (
         *("", "demo", "reconstruct", "simulate", "import", "fetch", "read", "probe", "evaluate"),
         *("train", "benchmark", "dashboard", "scanner", "info"),
-    ):
-        argv = [str(Path(sys.executable).parent / "diffspect"), *command.split(), "--help"]
-        run = subprocess.run(argv, capture_output=True, text=True)
-        assert run.returncode == 0 and "usage: diffspect" in run.stdout
-    run = subprocess.run([str(Path(sys.executable).parent / "diffspect"), "fly"], capture_output=True, text=True)
-    assert run.returncode == 2
+    )
+
+    def run(*options):
+        argv = [str(Path(sys.executable).parent / "diffspect"), *options]
+        return subprocess.run(argv, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as two:
+        for done in two.map(lambda command: run(*command.split(), "--help"), commands):
+            assert done.returncode == 0 and "usage: diffspect" in done.stdout
+    assert run("fly").returncode == 2
 
 
 def test_a_heart_is_read_from_the_command_line(tmp_path, capsys):
