@@ -467,10 +467,9 @@ class Prior:
 def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
     """A prior shipped with the package (`diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50 images, as the paper's),
     one from a .safetensors file, or an ensemble of several, joined by `+`. Raises `InputError` if PyTorch cannot use the device."""
-    (net, provenance), *others = (load_checkpoint(path) for path in pretrained_paths(name))
-    there = usable_device(device)
-    others = tuple(Prior(other.to(there), history) for other, history in others)
-    return Prior(net.to(there), provenance | ({"others": [o.provenance for o in others]} if others else {}), others)
+    loaded, there = [load_checkpoint(path) for path in pretrained_paths(name)], usable_device(device)
+    first, *others = (Prior(net.to(there), provenance) for net, provenance in loaded)
+    return replace(first, provenance=first.provenance | {"others": [o.provenance for o in others]}, others=tuple(others)) if others else first
 
 # %% ../nbs/09_training.ipynb #237d6297
 def train(
