@@ -544,10 +544,9 @@ class VolumeDenoiser:
 
 
 class EnsembleDenoiser:
-    """Denoisers that share the noise fields of a step: of a stack's fields each takes every n-th, beginning with the second denoiser; a lone field or volume goes to the first.
+    """Denoisers that share the noise fields of a step: field i of a stack goes to denoiser i modulo their number, a lone volume to the first.
 
-    Where a step averages its fields, the errors that the networks do not share are averaged too. Where the fields do not come out even, the first,
-    which is usually the largest, has fewer."""
+    Where a step averages its fields, the errors that the networks do not share are averaged too. Name the best network first: it has at least as many fields as any other."""
 
     stacks = True
 
@@ -562,11 +561,11 @@ class EnsembleDenoiser:
 
     def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
         "Estimate of the clean volume, and the variance fraction for stochastic steps."
-        if x.ndim == 3 or len(x) == 1:
+        if x.ndim == 3:
             return self.members[0].with_variance(x, t)
-        turns = [*self.members[1:], self.members[0]][: len(x)]
-        found = [m.with_variance(x[i :: len(self.members)], t) for i, m in enumerate(turns)]
+        n = len(self.members)
+        found = [m.with_variance(x[i::n], t) for i, m in enumerate(self.members[: len(x)])]
         x0, v = (torch.empty(x.shape, dtype=part.dtype, device=part.device) for part in found[0])
         for i, part in enumerate(found):
-            x0[i :: len(self.members)], v[i :: len(self.members)] = part
+            x0[i::n], v[i::n] = part
         return x0, v

@@ -236,7 +236,7 @@ def test_priors_joined_by_a_plus_are_an_ensemble(tmp_path):
     fields = torch.rand(2, 8, 12, 12)
     with torch.no_grad():
         found = both.denoiser()(fields, 300)
-        for image, field, member in zip(found, fields, (second, first), strict=True):
+        for image, field, member in zip(found, fields, (first, second), strict=True):
             torch.testing.assert_close(image, member.denoiser()(field, 300), atol=2e-2, rtol=2e-2)
     with pytest.raises(InputError, match="volume networks of one intensity scale"):
         pretrained("diffspect+mlem50")
