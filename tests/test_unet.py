@@ -1,5 +1,7 @@
 "The two networks and their denoisers: shapes, conditioning, gradients, size, and that it can learn."
 
+import copy
+
 import pytest
 import torch
 
@@ -193,6 +195,24 @@ def test_at_low_noise_the_volume_denoiser_leaves_out_the_air(volumes):
     leaf = x.clone().requires_grad_()
     denoise(leaf, 100).square().sum().backward()
     assert bool((leaf.grad[~inside] == 0).all()) and float(leaf.grad[inside].abs().max()) > 0
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_volume_network_in_float32_agrees_with_float64(batch):
+    torch.manual_seed(3)
+    net = VolumeUNet(VolumeConfig(widths=(16, 24), blocks=1, embedding=16))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    exact = copy.deepcopy(net).double()
+    x, t, found = torch.rand(batch, 1, 13, 12, 9), torch.full((batch,), 100), []
+    for each, dtype in ((net, torch.float32), (exact, torch.float64)):
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        out = each(leaf, t, torch.rand(batch, 3, 13, 12, 9, generator=torch.Generator().manual_seed(4)).to(dtype))
+        out.square().sum().backward()
+        found.append([out.detach(), leaf.grad, *(p.grad for p in each.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 20
+    for single, double in zip(*found, strict=True):
+        assert float((single - double).norm() / double.norm()) < 1e-4
 
 
 def test_an_ensemble_shares_the_fields_out(volumes):
