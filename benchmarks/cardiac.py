@@ -20,24 +20,20 @@ import numpy as np
 import torch
 
 import diffspect_nb
-from diffspect_nb.benchmark import held_out_study, reduced
-from diffspect_nb.cardiac import (
-    PolarMap,
-    deficit,
-    find_ventricle,
-    load_normals,
-    normal_hearts,
-    polar_map,
-    reorient,
-    save_normals,
-    true_ventricle,
-)
-from diffspect_nb.core import ImageGrid, InputError, atomic_path, cache_dir
+from diffspect_nb.cohort import held_out_study
+from diffspect_nb.study import reduced
+from diffspect_nb.cardiac import find_ventricle, reorient, true_ventricle
+from diffspect_nb.polar import PolarMap, polar_map
+from diffspect_nb.reading import deficit, load_normals, normal_hearts, save_normals
+from diffspect_nb.core import ImageGrid, InputError
+from diffspect_nb.files import atomic_path, cache_dir
 from diffspect_nb.dicom import read_activity
 from diffspect_nb.geometry import named_scanner
 from diffspect_nb.mlem import osem
-from diffspect_nb.phantom import defect_weight, torso
-from diffspect_nb.study import Mismatch, Study, load_image, simulate_mismatched
+from diffspect_nb.anatomy import defect_weight
+from diffspect_nb.phantom import torso
+from diffspect_nb.files import load_image
+from diffspect_nb.study import Mismatch, Study, simulate_mismatched
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PATIENT, FIRST_NORMAL = 930_000, 915_000

@@ -18,23 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffspect_nb.benchmark import guided, read_rows, reduced
-from diffspect_nb.cli import commit
-from diffspect_nb.core import atomic_path, write_json
+from diffspect_nb.benchmark import guided, read_rows
+from diffspect_nb.study import reduced
+from diffspect_nb.cli_data import commit
+from diffspect_nb.files import atomic_path, write_json
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.metrics import best_gaussian
 from diffspect_nb.mlem import mlem
 from diffspect_nb.observer import (
-    PATIENTS,
-    area_difference,
-    area_under_roc,
-    contrast_of,
-    hotelling_verdicts,
-    observer_pair,
-    octave_channels,
+    PATIENTS, area_difference, area_under_roc, contrast_of, hotelling_verdicts, observer_pair, octave_channels,
     responses_of,
 )
-from diffspect_nb.training import DEFAULT_PRIOR, pretrained
+from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
 from diffspect_nb.uncertainty import fingerprint, start_worker
 
 FULL = ("counts 1.0", "MLEM-50")

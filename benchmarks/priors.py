@@ -15,15 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffspect_nb.benchmark import FIRST_VALIDATION, held_out_study, reduced, write_csv
-from diffspect_nb.cli import commit
-from diffspect_nb.core import cache_dir
+from diffspect_nb.cohort import FIRST_VALIDATION, held_out_study
+from diffspect_nb.files import write_csv
+from diffspect_nb.study import reduced
+from diffspect_nb.cli_data import commit
+from diffspect_nb.files import cache_dir
 from diffspect_nb.geometry import field_of_view
 from diffspect_nb.metrics import psnr
-from diffspect_nb.sampler import reconstruct
+from diffspect_nb.reconstruction import reconstruct
 from diffspect_nb.study import Study
-from diffspect_nb.training import TrainConfig, pretrained, train
-from diffspect_nb.unet import UNetConfig, VolumeConfig
+from diffspect_nb.prior import pretrained
+from diffspect_nb.training import TrainConfig, train
+from diffspect_nb.slice_network import UNetConfig
+from diffspect_nb.volume_network import VolumeConfig
 
 BASE = TrainConfig(learning_rate=5e-4, cooldown=0.4, heart_weight=6.0, first_seed=400)
 SLICES = replace(BASE, batch=16, network=UNetConfig())

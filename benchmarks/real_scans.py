@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from diffspect_nb.cli import scores_of
+from diffspect_nb.metrics import scores_of
 from diffspect_nb.core import ImageGrid
-from diffspect_nb.dicom import ct_to_mu, study_from_image
+from diffspect_nb.ct import ct_to_mu
+from diffspect_nb.dicom import study_from_image
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.mlem import mlem
-from diffspect_nb.sampler import reconstruct
-from diffspect_nb.study import keep_views, load_image, thin
-from diffspect_nb.system import SystemMatrix, attenuation_factors
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.files import load_image
+from diffspect_nb.study import keep_views, thin
+from diffspect_nb.footprint import attenuation_factors
+from diffspect_nb.system import SystemMatrix
 
 FULL_DOSE_COUNTS = 8e6
 

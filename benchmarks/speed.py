@@ -15,16 +15,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffspect_nb.cli import commit
-from diffspect_nb.core import ImageGrid, last, read_json, usable_device, write_json
+from diffspect_nb.cli_data import commit
+from diffspect_nb.core import ImageGrid, last, usable_device
+from diffspect_nb.files import read_json, write_json
 from diffspect_nb.geometry import dnm570c
-from diffspect_nb.mlem import early_and_late, intensity_scale, mlem_steps
+from diffspect_nb.mlem import mlem_steps
+from diffspect_nb.prior import early_and_late, intensity_scale
 from diffspect_nb.phantom import torso
-from diffspect_nb.sampler import default_guidance, reconstruct, sample
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.sampler import default_guidance, sample
 from diffspect_nb.study import simulate, thin
-from diffspect_nb.system import SystemMatrix, _build_blocks, _load_blocks, _save_blocks, attenuation_factors, cache_path
-from diffspect_nb.training import DEFAULT_PRIOR, pretrained
-from diffspect_nb.unet import fast_dtype
+from diffspect_nb.footprint import _build_blocks, attenuation_factors
+from diffspect_nb.system import SystemMatrix, _load_blocks, _save_blocks, cache_path
+from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
+from diffspect_nb.slice_network import fast_dtype
 
 RUNS = 5
 

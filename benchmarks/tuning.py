@@ -14,19 +14,16 @@ import numpy as np
 import torch
 from priors import validation_study
 
-from diffspect_nb.benchmark import FIRST_VALIDATION, contrast_errors, defect_regions, reduced, write_csv
+from diffspect_nb.cohort import FIRST_VALIDATION
+from diffspect_nb.files import write_csv
+from diffspect_nb.metrics import contrast_errors, defect_regions
+from diffspect_nb.study import reduced
 from diffspect_nb.geometry import field_of_view
 from diffspect_nb.metrics import psnr
-from diffspect_nb.sampler import (
-    Guidance,
-    beginning_steps,
-    default_guidance,
-    outcome,
-    paper_guidance,
-    reconstruct,
-)
+from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
+from diffspect_nb.sampler import Guidance, default_guidance, paper_guidance
 from diffspect_nb.study import Study
-from diffspect_nb.training import pretrained
+from diffspect_nb.prior import pretrained
 
 COUNTS = tuple(f"counts {c}" for c in (0.01, 0.05, 0.2, 1.0))
 MIXED = ("counts 0.01", "counts 0.05", "counts 1.0", "views 9")

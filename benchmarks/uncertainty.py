@@ -26,23 +26,19 @@ import numpy as np
 import torch
 from priors import validation_study
 
-from diffspect_nb.benchmark import FIRST_TEST, FIRST_VALIDATION, guided, read_rows, reduced, versions, write_csv
-from diffspect_nb.cli import commit
-from diffspect_nb.core import atomic_path, write_json
+from diffspect_nb.benchmark import guided, read_rows
+from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION
+from diffspect_nb.files import write_csv
+from diffspect_nb.reconstruction import versions
+from diffspect_nb.study import reduced
+from diffspect_nb.cli_data import commit
+from diffspect_nb.files import atomic_path, write_json
 from diffspect_nb.observer import area_under_roc
 from diffspect_nb.sampler import default_guidance
-from diffspect_nb.training import pretrained
+from diffspect_nb.prior import pretrained
+from diffspect_nb.probe import probe_pair, quick_image
 from diffspect_nb.uncertainty import (
-    Calibration,
-    Spread,
-    coverage,
-    fingerprint,
-    fit_temperature,
-    interval_score,
-    posterior_samples,
-    probe_pair,
-    quick_image,
-    spread,
+    Calibration, Spread, coverage, fingerprint, fit_temperature, interval_score, posterior_samples, spread,
     start_worker,
 )
 

@@ -5,16 +5,8 @@
 # %% ../nbs/00_core.ipynb #5330b49a
 from __future__ import annotations
 
-import errno
-import json
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,14 +14,16 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['STALE_S', 'MOST_JSON_BYTES', 'InputError', 'ImageGrid', 'Step', 'last', 'atomic_path', 'atomic_folder', 'write_json',
-           'reading', 'read_json', 'cache_dir', 'usable_device', 'ScaledMap', 'show_slices']
+__all__ = ['WATER_PER_CM', 'InputError', 'ImageGrid', 'Step', 'last', 'usable_device', 'ScaledMap', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
+WATER_PER_CM = 0.154  # attenuation of water at 140.5 keV, 1/cm
+
+
 class InputError(ValueError):
     "Input from outside (a file, an array, an argument) breaks a rule; the message names both in one line."
 
-
+# %% ../nbs/00_core.ipynb #8ee4308e
 @dataclass(frozen=True)
 class ImageGrid:
     "A grid of cubic voxels, centred on the centre of the field of view unless told otherwise."
@@ -103,142 +97,6 @@ def last(steps: Iterable[Step]) -> Step:
     return step
 
 # %% ../nbs/00_core.ipynb #6d28b3f6
-def _to_disk(path: Path) -> None:
-    "What is written is on the disk, not in a buffer that a power cut empties."
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-STALE_S = 3600  # a part file this old belongs to a process that was killed
-
-
-def _sweep(folder: Path) -> None:
-    "Remove what killed processes left half-written in a folder."
-    for part in folder.glob(".part-*"):
-        try:
-            if time.time() - part.stat().st_mtime > STALE_S:
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
-        except OSError:
-            continue  # another process swept it, or it is not ours to remove
-
-
-@contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    "A disk that is full or fails is the user's to mend: one line, not a traceback."
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as e:  # libraries wrap the operating system's error in their own
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) or "No space left" in str(e):
-            raise InputError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e})") from None
-        raise
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    "A temporary file beside `path` that takes its name only if the block succeeds. Raises `InputError` where the folder cannot be written."
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix="".join(path.suffixes[-2:]))
-        os.close(handle)
-    except OSError as e:
-        raise InputError(f"{path.parent}: cannot write there ({e.strerror})") from None
-    tmp = Path(name)
-    try:
-        with _room_for(path):
-            yield tmp
-            tmp.chmod(0o644)
-            _to_disk(tmp)
-            os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` whose files move into `path` only if the block succeeds.
-
-    Other files already in `path` stay. Raises `InputError` where the folder cannot be written."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        tmp = Path(tempfile.mkdtemp(dir=path, prefix=".part-"))
-    except OSError as e:
-        raise InputError(f"{path}: cannot write there ({e.strerror})") from None
-    try:
-        with _room_for(path):
-            yield tmp
-            parts = sorted(tmp.iterdir())
-            for part in parts:
-                _to_disk(part)
-            for part in parts:
-                os.replace(part, path / part.name)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-
-
-def write_json(path: str | Path, data: dict) -> None:
-    "Write JSON atomically, keys in the order given."
-    with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is the file's fault and becomes an `InputError` that names it.
-
-    For foreign formats only: their libraries parse lazily and raise kinds of their own at any access to a damaged file."""
-    try:
-        yield
-    except (InputError, NameError, ImportError):  # already said, or our own mistake
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: file not found") from None
-    except Exception as e:
-        raise InputError(f"{path}: not a readable {what} ({type(e).__name__}: {e})") from e
-
-
-MOST_JSON_BYTES = 2**26
-
-
-def _finite(text: str) -> float:
-    "A number of a JSON file; NaN, Infinity and 1e999 describe nothing."
-    value = float(text)
-    if not np.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
-
-
-def read_json(path: str | Path) -> dict:
-    "Read a JSON object of at most 64 MiB; raises `InputError` that names the file."
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_JSON_BYTES + 1)
-        if len(text) > MOST_JSON_BYTES:
-            raise InputError(f"{path}: larger than {MOST_JSON_BYTES // 2**20} MiB, this is no description of anything here")
-        data = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path}: not valid JSON ({e})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
-def cache_dir() -> Path:
-    "Folder for files that can always be made again: $DIFFSPECT_CACHE, else the user's cache folder."
-    if own := os.environ.get("DIFFSPECT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffspect_nb"
-
-
 def usable_device(device: str | torch.device | None = None) -> torch.device:
     "The device, if PyTorch can compute on it here (raises `InputError` if not); None: the GPU if there is one, else the CPU."
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -256,7 +114,7 @@ class ScaledMap:
     unit: str
     cmap: str = "inferno"
 
-
+# %% ../nbs/00_core.ipynb #34a6b041
 def show_slices(
     volumes: dict[str, Tensor],  # title → image, all (z, y, x) of one shape
     center: tuple[int, int, int] | None = None,  # voxel (z, y, x) the planes pass through; default: middle

@@ -8,25 +8,13 @@ import pytest
 import torch
 
 from diffspect_nb.benchmark import (
-    FIRST_TEST,
-    FIRST_VALIDATION,
-    contrast_errors,
-    defect_regions,
-    differences,
-    held_out_study,
-    interval,
-    paired,
-    patient_rows,
-    plot_curves,
-    plot_strip,
-    read_rows,
-    reduced,
-    run_benchmark,
-    summary,
-    table_of,
+    differences, interval, paired, patient_rows, plot_curves, plot_strip, read_rows, run_benchmark, summary, table_of,
     what_got_worse,
-    write_csv,
 )
+from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study
+from diffspect_nb.files import write_csv
+from diffspect_nb.metrics import contrast_errors, defect_regions
+from diffspect_nb.study import reduced
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem

@@ -11,50 +11,25 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, rotate, shift
 
-from diffspect_nb.benchmark import held_out_study
+from diffspect_nb.cohort import held_out_study
 from diffspect_nb.cardiac import (
-    ANGLES,
-    ROWS,
-    SEGMENTS,
-    AxisEditor,
-    NormalHearts,
-    across,
-    deficit,
-    find_ventricle,
-    load_normals,
-    long_axis,
-    map_angles,
-    normal_hearts,
-    place_ventricle,
-    plot_polar,
-    polar_map,
-    reorient,
-    reversibility,
-    save_normals,
-    segment_numbers,
-    segment_table,
-    show_reading,
-    show_surfaces,
-    show_views,
-    true_ventricle,
-    turned,
+    ANGLES, ROWS, across, find_ventricle, long_axis, place_ventricle, reorient, true_ventricle, turned,
+)
+from diffspect_nb.polar import show_views
+from diffspect_nb.polar import (
+    SEGMENTS, map_angles, plot_polar, polar_map, segment_numbers, segment_table, show_surfaces,
+)
+from diffspect_nb.reading import (
+    AxisEditor, NormalHearts, deficit, load_normals, normal_hearts, reversibility, save_normals, show_reading,
 )
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.dicom import read_activity
-from diffspect_nb.mlem import HEART_MM, osem
-from diffspect_nb.phantom import (
-    Canvas,
-    Tissue,
-    bullet,
-    defect_weight,
-    half_space,
-    heart_frame,
-    intersect,
-    lv_wall_share,
-    torso,
-)
-from diffspect_nb.phantom import subtract as minus
-from diffspect_nb.study import load_image
+from diffspect_nb.mlem import osem
+from diffspect_nb.prior import HEART_MM
+from diffspect_nb.anatomy import Canvas, Tissue, bullet, defect_weight, half_space, heart_frame, intersect
+from diffspect_nb.phantom import lv_wall_share, torso
+from diffspect_nb.anatomy import subtract as minus
+from diffspect_nb.files import load_image
 
 GRID = ImageGrid()
 CENTER_MM = np.array(HEART_MM)

@@ -15,10 +15,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from diffspect_nb.cardiac import true_ventricle
-from diffspect_nb.cli import main, sample_folder
+from diffspect_nb.cli import main
+from diffspect_nb.study import sample_folder
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.study import Study, load_image, save_image, simulate
+from diffspect_nb.files import load_image, save_image
+from diffspect_nb.study import Study, simulate
 
 
 @pytest.fixture(scope="module")

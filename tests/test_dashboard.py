@@ -13,19 +13,17 @@ import pytest
 import torch
 
 from diffspect_nb.core import ImageGrid, InputError, Step
-from diffspect_nb.dashboard import (
-    KEPT_RUNS,
-    ReconstructionDashboard,
-    StreamView,
-    diffusion_dashboard,
-    mlem_dashboard,
-    simulated_patient,
-)
+from diffspect_nb.board import StreamView
+from diffspect_nb.cohort import simulated_patient
+from diffspect_nb.dashboard import KEPT_RUNS, ReconstructionDashboard
+from diffspect_nb.lessons import diffusion_dashboard, mlem_dashboard
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem
 from diffspect_nb.phantom import torso
-from diffspect_nb.sampler import Guidance, reconstruct
-from diffspect_nb.study import Study, load_image, simulate
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.sampler import Guidance
+from diffspect_nb.files import load_image
+from diffspect_nb.study import Study, simulate
 from diffspect_nb.viewer import VolumeViewer, focus_of, to_levels, view_study
 
 

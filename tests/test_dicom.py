@@ -21,26 +21,15 @@ from fuzz import FILES, READERS, damaged, outcome
 from diffspect_nb import dicom
 from diffspect_nb.cli import main
 from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.dicom import (
-    PHYSIONET,
-    Placement,
-    ct_to_mu,
-    fetch_scans,
-    focus_on,
-    orientation_cube,
-    read_ct,
-    read_interfile,
-    read_nm,
-    read_projections,
-    scans_in,
-    share_inside,
-    stored_axes,
-    write_nm,
-)
+from diffspect_nb.acquired import focus_on, read_interfile, read_projections, share_inside
+from diffspect_nb.ct import Placement, ct_to_mu, read_ct
+from diffspect_nb.dicom import PHYSIONET, fetch_scans, orientation_cube, read_nm, scans_in, stored_axes, write_nm
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.sampler import Guidance, reconstruct
-from diffspect_nb.study import Study, keep_views, load_image, save_image, simulate, thin
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.sampler import Guidance
+from diffspect_nb.files import load_image, save_image
+from diffspect_nb.study import Study, keep_views, simulate, thin
 
 GRID = ImageGrid((6, 7, 8), 4.0)
 

@@ -7,18 +7,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffspect_nb.diffusion import (
-    add_noise,
-    cosine_schedule,
-    ddim_step,
-    dpm2_step,
-    hybrid_loss,
-    linear_schedule,
-    posterior_mean,
-    predict_eps,
-    predict_x0,
-    timesteps,
-    velocity,
-    x0_from_output,
+    add_noise, cosine_schedule, ddim_step, dpm2_step, hybrid_loss, linear_schedule, posterior_mean, predict_eps,
+    predict_x0, timesteps, velocity, x0_from_output,
 )
 
 PAIRS = {

@@ -13,7 +13,7 @@ from conftest import ROOT
 from fuzz import READERS
 from safetensors.numpy import load_file
 
-from diffspect_nb.core import atomic_folder, atomic_path, write_json
+from diffspect_nb.files import atomic_folder, atomic_path, write_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import simulate

@@ -10,10 +10,12 @@ from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.mlem import anchored_em, mlem_steps
 from diffspect_nb.sampler import Guidance
 from diffspect_nb.study import thin
-from diffspect_nb.system import attenuation_factors
-from diffspect_nb.training import Cohort, Prior, TrainConfig, pretrained, simulated_study, train
+from diffspect_nb.footprint import attenuation_factors
+from diffspect_nb.cohort import Cohort, simulated_study
+from diffspect_nb.prior import Prior, pretrained
+from diffspect_nb.training import TrainConfig, train
 from diffspect_nb.uncertainty import posterior_samples
-from diffspect_nb.unet import VolumeConfig, VolumeDenoiser, VolumeUNet
+from diffspect_nb.volume_network import VolumeConfig, VolumeDenoiser, VolumeUNet
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no usable CUDA device")
 NET = VolumeConfig(widths=(16, 24), blocks=1, embedding=32)

@@ -7,16 +7,9 @@ from scipy.optimize import minimize
 
 from diffspect_nb.core import InputError, last
 from diffspect_nb.geometry import tiny, tiny_grid
-from diffspect_nb.mlem import (
-    anchored_em,
-    early_and_late,
-    intensity_scale,
-    mlem,
-    mlem_steps,
-    osem,
-    poisson_deviance,
-    poisson_log_likelihood,
-)
+from diffspect_nb.mlem import anchored_em, mlem, mlem_steps, osem
+from diffspect_nb.prior import early_and_late, intensity_scale
+from diffspect_nb.system import poisson_deviance, poisson_log_likelihood
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import simulate, thin
 from diffspect_nb.system import SystemMatrix

@@ -6,7 +6,8 @@ import torch
 
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import tiny_grid
-from diffspect_nb.phantom import HEARTS, Tissue, dilate, heart_mask, lv_wall_share, torso
+from diffspect_nb.anatomy import HEARTS, Tissue
+from diffspect_nb.phantom import dilate, heart_mask, lv_wall_share, torso
 
 
 def patient(seed: int, **options):

@@ -9,21 +9,18 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from diffspect_nb.cli import main, masks_of
+from diffspect_nb.cli import main
+from diffspect_nb.metrics import masks_of
 from diffspect_nb.core import ImageGrid
-from diffspect_nb.dicom import (
-    ct_to_mu,
-    focus_on,
-    read_activity,
-    read_projections,
-    read_stir_pinhole,
-    study_from_image,
-)
+from diffspect_nb.acquired import focus_on, read_projections, read_stir_pinhole
+from diffspect_nb.ct import ct_to_mu
+from diffspect_nb.dicom import read_activity, study_from_image
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.metrics import nrmse
 from diffspect_nb.mlem import mlem_steps
-from diffspect_nb.sampler import reconstruct
-from diffspect_nb.study import Study, keep_views, load_image, thin
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.files import load_image
+from diffspect_nb.study import Study, keep_views, thin
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,9 @@ from diffspect_nb.diffusion import cosine_schedule, ddim_step, timesteps
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem
 from diffspect_nb.phantom import torso
+from diffspect_nb.reconstruction import measurement_support, reconstruct, reconstruction_steps
 from diffspect_nb.sampler import (
-    FLOOR,
-    Guidance,
-    anchor_to_counts,
-    default_guidance,
-    fitted_lambda_dps,
-    insert_mlem,
-    measurement_support,
-    paper_guidance,
-    reconstruct,
-    reconstruction_steps,
-    sample,
+    FLOOR, Guidance, anchor_to_counts, default_guidance, fitted_lambda_dps, insert_mlem, paper_guidance, sample,
     tv_along_z,
 )
 from diffspect_nb.study import simulate, thin

@@ -10,7 +10,8 @@ from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import Pinhole, Scanner, dnm570c, rotating_camera, tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, keep_views
-from diffspect_nb.system import SystemMatrix, adjoint_gap, attenuation_factors, cache_path, check_mu
+from diffspect_nb.footprint import attenuation_factors, check_mu
+from diffspect_nb.system import SystemMatrix, adjoint_gap, cache_path
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 import diffspect_nb
-from diffspect_nb.core import InputError, read_json
+from diffspect_nb.core import InputError
+from diffspect_nb.files import read_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.training import (
-    Cohort,
-    Prior,
-    TrainConfig,
-    batch_of,
-    learning_rate,
-    load_checkpoint,
-    pretrained,
-    pretrained_path,
-    save_checkpoint,
-    simulated_study,
-    train,
-    training_study,
-)
-from diffspect_nb.unet import SliceUNet, UNetConfig, VolumeConfig, VolumeUNet
+from diffspect_nb.cohort import Cohort, simulated_study, training_study
+from diffspect_nb.prior import Prior, load_checkpoint, pretrained, pretrained_path, save_checkpoint
+from diffspect_nb.training import TrainConfig, batch_of, learning_rate, train
+from diffspect_nb.slice_network import SliceUNet, UNetConfig
+from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
 
 NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
 CONFIG = TrainConfig(

@@ -15,36 +15,23 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from diffspect_nb.cardiac import segment_table, true_ventricle
+from diffspect_nb.cardiac import true_ventricle
+from diffspect_nb.polar import segment_table
 from diffspect_nb.core import InputError, show_slices
 from diffspect_nb.geometry import tiny, tiny_grid
-from diffspect_nb.mlem import mlem, poisson_log_likelihood
+from diffspect_nb.mlem import mlem
+from diffspect_nb.system import poisson_log_likelihood
 from diffspect_nb.observer import area_under_roc
 from diffspect_nb.phantom import torso
-from diffspect_nb.sampler import Guidance, measurement_support
+from diffspect_nb.reconstruction import measurement_support
+from diffspect_nb.sampler import Guidance
 from diffspect_nb.study import keep_views, simulate, thin
-from diffspect_nb.training import Prior, pretrained
+from diffspect_nb.prior import Prior, pretrained
+from diffspect_nb.polar import polar_spread
+from diffspect_nb.probe import defect_shape, filled_from_around, plot_probe, probe_pair, probe_region
 from diffspect_nb.uncertainty import (
-    FITTED,
-    Calibration,
-    Spread,
-    Walks,
-    coverage,
-    defect_shape,
-    filled_from_around,
-    fingerprint,
-    fit_temperature,
-    interval_score,
-    plot_coverage,
-    plot_probe,
-    polar_spread,
-    posterior_samples,
-    probe_pair,
-    probe_region,
-    resampled,
-    sample_steps,
-    spread,
-    uncertainty_of,
+    FITTED, Calibration, Spread, Walks, coverage, fingerprint, fit_temperature, interval_score, plot_coverage,
+    posterior_samples, resampled, sample_steps, spread, uncertainty_of,
 )
 
 

@@ -6,18 +6,9 @@ import pytest
 import torch
 
 from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss, linear_schedule
-from diffspect_nb.unet import (
-    WATER_PER_CM,
-    Denoiser,
-    EnsembleDenoiser,
-    SliceUNet,
-    UNetConfig,
-    VolumeConfig,
-    VolumeDenoiser,
-    VolumeUNet,
-    body_box,
-    slice_weights,
-)
+from diffspect_nb.core import WATER_PER_CM
+from diffspect_nb.slice_network import Denoiser, SliceUNet, UNetConfig, slice_weights
+from diffspect_nb.volume_network import EnsembleDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet, body_box
 
 SMALL = UNetConfig(n_slices=6, widths=(16, 32), blocks=1, embedding=32, head_width=16)
 
