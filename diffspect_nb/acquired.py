@@ -40,9 +40,13 @@ def read_projections(
         dataset, frames = _read_frames(path)
         kinds = list(dataset.get("ImageType", []))
         if dataset.get("Modality") != "NM" or frames.ndim != 3 or "TOMO" not in kinds:
-            raise InputError(f"{path}: must be an NM acquisition (ImageType … TOMO), got {dataset.get('Modality')} {kinds}, shape {frames.shape}")
+            raise InputError(
+                f"{path}: must be an NM acquisition (ImageType … TOMO), got {dataset.get('Modality')} {kinds}, shape {frames.shape}"
+            )
         if int(dataset.get("NumberOfEnergyWindows") or 1) != 1 or int(dataset.get("NumberOfRotations") or 1) != 1:
-            raise InputError(f"{path}: must hold one energy window and one rotation, got {dataset.get('NumberOfEnergyWindows')} and {dataset.get('NumberOfRotations')}")
+            raise InputError(
+                f"{path}: must hold one energy window and one rotation, got {dataset.get('NumberOfEnergyWindows')} and {dataset.get('NumberOfRotations')}"
+            )
         rotation, detectors = dataset.RotationInformationSequence[0], dataset.DetectorInformationSequence
         names = [str(d.get("CollimatorType", "PARA")) for d in detectors]
         if set(names) != {"PARA"}:
@@ -55,12 +59,16 @@ def read_projections(
         radius = np.atleast_1d(np.array(rotation.RadialPosition, dtype=float))
         radius = np.full(len(frames), radius[0]) if len(radius) == 1 else radius[stop]
         spacing = [float(v) for v in dataset.PixelSpacing]
-        along_row, along_column = np.array(detectors[0].get("ImageOrientationPatient", [0] * 6), dtype=float).reshape(2, 3)
+        along_row, along_column = np.array(detectors[0].get("ImageOrientationPatient", [0] * 6), dtype=float).reshape(
+            2, 3
+        )
         if abs(spacing[0] / spacing[1] - 1) > 1e-3:
             raise InputError(f"{path}: pixels must be square, got {spacing} mm")
         if (frames < 0).any() or not np.isfinite(frames).all():
             raise InputError(f"{path}: counts must be finite and >= 0")
-        camera = rotating_camera(f"camera of {Path(path).name}", angles, radius, frames.shape[1:], spacing[0], **collimator)
+        camera = rotating_camera(
+            f"camera of {Path(path).name}", angles, radius, frames.shape[1:], spacing[0], **collimator
+        )
         # The file says which way its rows and columns run at the first stop; frames stored the other way round are turned.
         if along_row @ camera.pinholes[0].column < -0.5:
             frames = frames[:, :, ::-1]
@@ -70,13 +78,15 @@ def read_projections(
             across = 2 * round(frames.shape[2] * spacing[0] / 8)
             grid = ImageGrid((50, across, across), 4.0)
         moved = tuple(replace(p, position_mm=(*p.position_mm[:2], p.position_mm[2] + z_mm)) for p in camera.pinholes)
-        return Study(torch.from_numpy(np.ascontiguousarray(frames)), replace(camera, pinholes=moved), grid, meta={"projections_from": Path(path).name})
+        return Study(
+            torch.from_numpy(np.ascontiguousarray(frames)),
+            replace(camera, pinholes=moved),
+            grid,
+            meta={"projections_from": Path(path).name},
+        )
 
 # %% ../nbs/32_acquired.ipynb #53d55aaa
-def share_inside(
-    wide: ImageGrid,
-    window: ImageGrid,
-) -> Tensor:  # (z, y, x) of the wide grid, 0 … 1
+def share_inside(wide: ImageGrid, window: ImageGrid) -> Tensor:  # (z, y, x) of the wide grid, 0 … 1
     "Share of each voxel of `wide` that lies in the box of `window`."
     shares = []
     for axis, edges in zip(wide.axes_mm(), window.axes_mm(), strict=True):
@@ -96,11 +106,16 @@ def focus_on(
 
     Raises `InputError` if the heart or the window's middle lies outside the study's grid, or if the study has an attenuation map: rays cross tissue outside the window, which a map of the window cannot hold."""
     if study.mu is not None:
-        raise InputError("a study with an attenuation map cannot be cut to a window: the tissue around it attenuates too")
+        raise InputError(
+            "a study with an attenuation map cannot be cut to a window: the tissue around it attenuates too"
+        )
     if window is None:
         window = ImageGrid(center_mm=tuple(float(h - m) for h, m in zip(heart_mm, HEART_MM, strict=True)))
     for name, point in (("heart", heart_mm), ("window's middle", window.center_mm)):
-        if any(not abs(p - c) <= n * study.grid.voxel_mm / 2 for p, c, n in zip(point, study.grid.center_mm, study.grid.shape[::-1], strict=True)):
+        if any(
+            not abs(p - c) <= n * study.grid.voxel_mm / 2
+            for p, c, n in zip(point, study.grid.center_mm, study.grid.shape[::-1], strict=True)
+        ):
             raise InputError(f"the {name} at {tuple(point)} mm (x, y, z) lies outside the study's grid")
     system = study.system()
     everything = osem(system, study.projections, n_iter, background=study.background)
@@ -112,12 +127,19 @@ def focus_on(
 MOST_VALUES = 2**28  # a header that promises more is refused before anything is read
 
 
-def read_interfile(header: str | Path) -> tuple[dict[str, str], np.ndarray]:  # keys in lower case without the leading !; array, slowest axis first
+def read_interfile(
+    header: str | Path,
+) -> tuple[dict[str, str], np.ndarray]:  # keys in lower case without the leading !; array, slowest axis first
     "An Interfile header and its data (plain or .gz beside it). Raises `InputError` naming the file and what is wrong."
     header = Path(header)
     with reading(header, "Interfile header"), open(header, "rb") as file:
         text = file.read(2**20).decode("utf-8")
-    keys = {k.strip().lstrip("!").strip().lower(): v.strip() for k, _, v in (line.partition(":=") for line in text.splitlines() if ":=" in line and not line.lstrip().startswith(";"))}
+    keys = {
+        k.strip().lstrip("!").strip().lower(): v.strip()
+        for k, _, v in (
+            line.partition(":=") for line in text.splitlines() if ":=" in line and not line.lstrip().startswith(";")
+        )
+    }
     if "interfile" not in keys:
         raise InputError(f"{header}: not an Interfile header, '!INTERFILE :=' is missing")
     with reading(header, "Interfile header"):
@@ -154,7 +176,10 @@ def read_stir_pinhole(
     keys, counts = read_interfile(folder / "input.hs")
 
     with reading(folder, "folder of STIR pinhole files"):
-        texts = {name: (folder / name).read_text(encoding="utf-8", errors="replace")[: 2**20] for name in ("collimator.txt", "detector.txt")}
+        texts = {
+            name: (folder / name).read_text(encoding="utf-8", errors="replace")[: 2**20]
+            for name in ("collimator.txt", "detector.txt")
+        }
 
     def number(name: str, key: str) -> float:
         found = re.search(rf"^{re.escape(key)}\s*:\s*([-+.\deE]+)", texts[name], re.MULTILINE)
@@ -164,16 +189,30 @@ def read_stir_pinhole(
     hole = re.findall(r"^h\d+:\s+(.*)$", texts["collimator.txt"], re.MULTILINE)
     holes = {tuple(line.split()[1:7]) for line in hole}
     if len(hole) != len(counts) or len(holes) != 1 or next(iter(holes))[:4] != ("0.", "0.", "0.", "round"):
-        raise InputError(f"{folder / 'collimator.txt'}: must describe one centred round hole per view, got {len(hole)} holes of {len(holes)} kinds for {len(counts)} views")
+        raise InputError(
+            f"{folder / 'collimator.txt'}: must describe one centred round hole per view, got {len(hole)} holes of {len(holes)} kinds for {len(counts)} views"
+        )
     with reading(folder / "input.hs", "STIR acquisition"):
         radius, pixel = float(keys["radius"]), float(keys["scaling factor (mm/pixel) [1]"])
         aperture = 10 * float(next(iter(holes))[4])
         sense = {"CCW": 1.0, "CW": -1.0}[keys["direction of rotation"].upper()]
     to_hole = 10 * number("collimator.txt", "Collimator radius(cm)")
     fwhm = 10 * number("detector.txt", "Sigma(cm)") * float(np.sqrt(8 * np.log(2)))
-    thick, per_mm = 10 * number("detector.txt", "Crystal thickness (cm)"), number("detector.txt", "Crystal attenuation coefficient (cm -1)") / 10
-    depth = 1 / per_mm - thick / np.expm1(per_mm * thick)  # mean depth at which a photon that stops in the crystal stops
-    angles = number("detector.txt", "ang0(deg)") - 180 + sense * number("detector.txt", "incr(deg)") * np.arange(len(counts))
+    thick, per_mm = (
+        10 * number("detector.txt", "Crystal thickness (cm)"),
+        number("detector.txt", "Crystal attenuation coefficient (cm -1)") / 10,
+    )
+    depth = 1 / per_mm - thick / np.expm1(
+        per_mm * thick
+    )  # mean depth at which a photon that stops in the crystal stops
+    angles = (
+        number("detector.txt", "ang0(deg)") - 180 + sense * number("detector.txt", "incr(deg)") * np.arange(len(counts))
+    )
     stops = rotating_camera("stops", angles, to_hole).pinholes
     scanner = Scanner("STIR pinhole", stops, aperture, radius - to_hole + depth, counts.shape[1:], pixel, fwhm)
-    return Study(torch.from_numpy(counts.astype(np.float32)), scanner, grid or ImageGrid((40, 36, 36), 1.0), meta={"projections_from": "input.hs"})
+    return Study(
+        torch.from_numpy(counts.astype(np.float32)),
+        scanner,
+        grid or ImageGrid((40, 36, 36), 1.0),
+        meta={"projections_from": "input.hs"},
+    )

@@ -99,7 +99,11 @@ def bullet(
 def ripple(solid: Solid, field: Callable, amplitude_mm: float) -> Solid:
     "The same body with an uneven surface: moved in and out by `amplitude_mm` times a smooth field of mean 1 (see `texture`)."
     a = np.float32(amplitude_mm)
-    return Solid(lambda x, y, z: solid.distance(x, y, z) + a * (field(x, y, z) - 1), solid.low_mm - 2 * amplitude_mm, solid.high_mm + 2 * amplitude_mm)
+    return Solid(
+        lambda x, y, z: solid.distance(x, y, z) + a * (field(x, y, z) - 1),
+        solid.low_mm - 2 * amplitude_mm,
+        solid.high_mm + 2 * amplitude_mm,
+    )
 
 
 def half_space(point_mm: np.ndarray, outward: np.ndarray) -> Solid:
@@ -237,21 +241,38 @@ def _unit(v) -> np.ndarray:
     return v / np.linalg.norm(v)
 
 
-HEARTS = {"usual": 0.8, "dilated": 0.08, "hypertrophic": 0.06, "small": 0.06}  # kinds of left ventricle, and how often each is drawn
+HEARTS = {
+    "usual": 0.8,
+    "dilated": 0.08,
+    "hypertrophic": 0.06,
+    "small": 0.06,
+}  # kinds of left ventricle, and how often each is drawn
 
 # %% ../nbs/03_anatomy.ipynb #2c406e23
 def _draw_heart(rng: np.random.Generator, sex: str, kind: str | None = None) -> dict:
     "Size, shape and pose of the left ventricle, mm and degrees; redrawn until its mass is plausible."
     drawn_kind = str(rng.choice(list(HEARTS), p=list(HEARTS.values())))
     male, kind = sex == "m", kind or drawn_kind
-    mass_range = {"usual": (95.0, 200.0) if male else (70.0, 150.0), "dilated": (100.0, 280.0), "hypertrophic": (120.0, 300.0), "small": (45.0, 120.0)}[kind]
-    grow_cavity, grow_wall = {"usual": (1.0, 1.0), "dilated": (1.28, 0.95), "hypertrophic": (0.95, 1.4), "small": (0.8, 0.95)}[kind]
+    mass_range = {
+        "usual": (95.0, 200.0) if male else (70.0, 150.0),
+        "dilated": (100.0, 280.0),
+        "hypertrophic": (120.0, 300.0),
+        "small": (45.0, 120.0),
+    }[kind]
+    grow_cavity, grow_wall = {
+        "usual": (1.0, 1.0),
+        "dilated": (1.28, 0.95),
+        "hypertrophic": (0.95, 1.4),
+        "small": (0.8, 0.95),
+    }[kind]
     exponent = float(rng.uniform(1.8, 3.0))
     while True:
         inner_radius = grow_cavity * _truncated(rng, 24.5 if male else 23.0, 2.3)
         septum = grow_wall * _truncated(rng, 10.8 if male else 9.0, 1.3)
         posterior = grow_wall * _truncated(rng, 9.1 if male else 7.8, 1.1)
-        length = (1 + 0.6 * (grow_cavity - 1)) * _truncated(rng, 80.0 if male else 74.0, 6.0)  # cavity, base plane to apex
+        length = (1 + 0.6 * (grow_cavity - 1)) * _truncated(
+            rng, 80.0 if male else 74.0, 6.0
+        )  # cavity, base plane to apex
         beyond = float(rng.uniform(8, 20))  # part of the length above the equator
         apex_ratio = float(rng.uniform(0.5, 0.75) if rng.random() < 0.4 else rng.uniform(0.75, 1.0))
         wall = (septum + posterior) / 2
@@ -330,15 +351,19 @@ def _draw_defects(rng: np.random.Generator, n: int) -> tuple[dict, ...]:
         center = {"LAD": 25.0, "LCx": 270.0, "RCA": 180.0}[str(territory)]
         low = float(rng.uniform(0.05, 0.5))
         high = 1.2 if territory == "LAD" and rng.random() < 0.6 else float(rng.uniform(low + 0.25, 1.0))
-        found.append({
-            "territory": str(territory),
-            "severity": float(rng.uniform(0.6, 0.95) if rng.random() < 0.3 else rng.uniform(0.15, 0.6)),  # scar, or ischaemia
-            "center_deg": float((center + rng.uniform(-22, 22)) % 360),
-            "half_extent_deg": float(rng.uniform(15, 55)),
-            "height_from": low,
-            "height_to": high,
-            "edge_mm": float(rng.uniform(3, 7)),
-        })
+        found.append(
+            {
+                "territory": str(territory),
+                "severity": float(
+                    rng.uniform(0.6, 0.95) if rng.random() < 0.3 else rng.uniform(0.15, 0.6)
+                ),  # scar, or ischaemia
+                "center_deg": float((center + rng.uniform(-22, 22)) % 360),
+                "half_extent_deg": float(rng.uniform(15, 55)),
+                "height_from": low,
+                "height_to": high,
+                "edge_mm": float(rng.uniform(3, 7)),
+            }
+        )
     return tuple(found)
 
 # %% ../nbs/03_anatomy.ipynb #cbb06a6d

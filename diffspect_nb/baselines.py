@@ -101,7 +101,9 @@ class _Oracle:
                     self.choice[i, name] = Choice(image / study.count_fraction, picked)
 
 # %% ../nbs/40_baselines.ipynb #deeb0706
-def best_stop(system: SystemMatrix, studies: Sequence[Study], masks: dict[str, Tensor], n_iter: int = 300, keep: int = 50) -> tuple[dict[tuple[int, str], Choice], Tensor]:
+def best_stop(
+    system: SystemMatrix, studies: Sequence[Study], masks: dict[str, Tensor], n_iter: int = 300, keep: int = 50
+) -> tuple[dict[tuple[int, str], Choice], Tensor]:
     """Oracle among the first `n_iter` MLEM images of each acquisition of one system: {(acquisition, mask): choice}, and the stack of images after `keep` iterations.
 
     The error falls, then rises; the search ends when every acquisition is past three times its best iteration."""
@@ -131,7 +133,11 @@ TV_WEIGHTS = (0.003, 0.01, 0.02, 0.05, 0.1)
 
 
 def best_tv(
-    system: SystemMatrix, studies: Sequence[Study], masks: dict[str, Tensor], weights: Sequence[float] = TV_WEIGHTS, stops: Sequence[int] = (10, 20, 40)
+    system: SystemMatrix,
+    studies: Sequence[Study],
+    masks: dict[str, Tensor],
+    weights: Sequence[float] = TV_WEIGHTS,
+    stops: Sequence[int] = (10, 20, 40),
 ) -> dict[tuple[int, str], Choice]:
     "Oracle among weights of 3-D total variation, stopped after any of `stops` passes of four subsets."
     oracle, subsets = _Oracle(studies, masks), subset_count(system.proj_shape[0])

@@ -45,7 +45,9 @@ def guided(prior: Prior, guidance: Callable[[float], Guidance] | None = None) ->
     there = lru_cache(maxsize=1)(lambda system: system.to(prior.device))  # one patient's matrix serves many settings
 
     def method(study: Study, system: SystemMatrix) -> Tensor:
-        return reconstruct(study, guidance and guidance(study.count_level), system=there(system), prior=prior).image.cpu()
+        return reconstruct(
+            study, guidance and guidance(study.count_level), system=there(system), prior=prior
+        ).image.cpu()
 
     return method
 
@@ -73,16 +75,28 @@ def patient_rows(
     full = mlem(everything, study.projections, 50)
     references = {"truth": study.truth, "full-dose MLEM-50": full}
 
-    def rows(setting: str, acquired: Study, method: str, mask: str, image: Tensor, seconds: float | None, picked: str = "") -> Iterator[dict]:
+    def rows(
+        setting: str, acquired: Study, method: str, mask: str, image: Tensor, seconds: float | None, picked: str = ""
+    ) -> Iterator[dict]:
         if keep_images is not None and mask == next(iter(masks)):
             keep_images[setting, method] = image
         errors = contrast_errors(image, study, defects)
         for row in score(image, references, {mask: masks[mask]}, method):
             if row["image"] != row["reference"] and np.isfinite(row["psnr_db"]):
                 yield {
-                    "study": name, "setting": setting, "method": method, "picked": picked, "counts": acquired.counts, "count_level": acquired.count_level,
-                    "reference": row["reference"], "mask": mask, "psnr_db": row["psnr_db"], "nrmse": row["nrmse"], "ssim": row["ssim"],
-                    "defect_error": float(np.mean(errors)) if errors else None, "seconds": seconds,
+                    "study": name,
+                    "setting": setting,
+                    "method": method,
+                    "picked": picked,
+                    "counts": acquired.counts,
+                    "count_level": acquired.count_level,
+                    "reference": row["reference"],
+                    "mask": mask,
+                    "psnr_db": row["psnr_db"],
+                    "nrmse": row["nrmse"],
+                    "ssim": row["ssim"],
+                    "defect_error": float(np.mean(errors)) if errors else None,
+                    "seconds": seconds,
                 }
 
     groups: dict[tuple[int, ...], list[tuple[str, Study]]] = {}
@@ -136,12 +150,18 @@ def run_benchmark(
     path.parent.mkdir(parents=True, exist_ok=True)
     there = {(r["study"], r["setting"], r["method"]) for r in read_rows(path)} if path.exists() else set()
     for name, make in studies.items():
-        wanted = {(name, s, m) for s in settings for m in (*methods, *(["best TV"] if options.get("classical", True) else []))}
+        wanted = {
+            (name, s, m) for s in settings for m in (*methods, *(["best TV"] if options.get("classical", True) else []))
+        }
         if wanted <= there:
             continue
         waiting: list[dict] = []
         for row in patient_rows(make(), name, settings, methods, lambda s, m, n=name: (n, s, m) in there, **options):
-            if waiting and (row["setting"], row["method"]) != (waiting[-1]["setting"], waiting[-1]["method"]) and row["method"] in methods:
+            if (
+                waiting
+                and (row["setting"], row["method"]) != (waiting[-1]["setting"], waiting[-1]["method"])
+                and row["method"] in methods
+            ):
                 _append(path, waiting)
                 waiting = []
             waiting.append(row)
@@ -171,7 +191,9 @@ def read_rows(path: str | Path) -> list[dict]:
 CLASSICAL = ("MLEM-50", "OSEM, 5 × 4", "best stop", "best Gaussian", "best TV")
 
 
-def table_of(rows: Sequence[dict], key: str = "psnr_db", mask: str = "heart", reference: str = "truth") -> dict[tuple[str, str], dict[str, float]]:
+def table_of(
+    rows: Sequence[dict], key: str = "psnr_db", mask: str = "heart", reference: str = "truth"
+) -> dict[tuple[str, str], dict[str, float]]:
     "{(setting, method): {study: value}}, with `best classical` and, at every setting, the full-dose images added."
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
@@ -181,7 +203,9 @@ def table_of(rows: Sequence[dict], key: str = "psnr_db", mask: str = "heart", re
     for setting in dict.fromkeys(s for s, _ in found):
         rivals = [found[setting, m] for m in CLASSICAL if (setting, m) in found]
         if rivals:
-            found[setting, "best classical"] = {study: better(r[study] for r in rivals if study in r) for study in rivals[0]}
+            found[setting, "best classical"] = {
+                study: better(r[study] for r in rivals if study in r) for study in rivals[0]
+            }
         for method in ("full-dose MLEM-100", "full-dose best stop"):
             if ("counts 1.0", method) in found:
                 found[setting, method] = found["counts 1.0", method]
@@ -198,7 +222,9 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return mean, float(found.low), float(found.high)
 
 
-def paired(rows: Sequence[dict], method: str, rival: str, setting: str, rival_setting: str | None = None, **which) -> tuple[float, float, float]:
+def paired(
+    rows: Sequence[dict], method: str, rival: str, setting: str, rival_setting: str | None = None, **which
+) -> tuple[float, float, float]:
     "Mean paired difference method − rival over the studies that have both, with its 95 % interval; options as for `table_of`."
     found = table_of(rows, **which)
     a, b = found.get((setting, method), {}), found.get((rival_setting or setting, rival), {})
@@ -218,7 +244,9 @@ def summary(rows: Sequence[dict]) -> list[dict]:
         line = {"setting": setting, "method": method, "mask": mask, "reference": reference, "studies": len(group)}
         for key in ("psnr_db", "nrmse", "ssim", "defect_error"):
             values = [r[key] for r in group if r[key] is not None]
-            line |= dict(zip((key, f"{key}_low", f"{key}_high"), interval(values) if values else (None,) * 3, strict=True))
+            line |= dict(
+                zip((key, f"{key}_low", f"{key}_high"), interval(values) if values else (None,) * 3, strict=True)
+            )
         seconds = [r["seconds"] for r in group if r["seconds"] is not None]
         out.append(line | {"seconds": float(np.median(seconds)) if seconds else None})
     return out
@@ -231,14 +259,33 @@ def differences(rows: Sequence[dict], method: str) -> list[dict]:
         for key in ("psnr_db", "nrmse", "ssim", "defect_error"):
             found = table_of(rows, key, mask)
             for setting in dict.fromkeys(s for s, _ in found if (s, method) in found):
-                for rival in ("best classical", *CLASSICAL, "full-dose MLEM-50", "full-dose MLEM-100", "full-dose best stop"):
+                for rival in (
+                    "best classical",
+                    *CLASSICAL,
+                    "full-dose MLEM-50",
+                    "full-dose MLEM-100",
+                    "full-dose best stop",
+                ):
                     a, b = found[setting, method], found.get((setting, rival), {})
                     both = [a[s] - b[s] for s in a if s in b]
                     if both:
                         mean, low, high = interval(both)
                         sign = -1 if key in ("nrmse", "defect_error") else 1
                         worse = sum(sign * d < 0 for d in both)
-                        out.append({"mask": mask, "metric": key, "setting": setting, "method": method, "rival": rival, "studies": len(both), "difference": mean, "low": low, "high": high, "studies_worse": worse})
+                        out.append(
+                            {
+                                "mask": mask,
+                                "metric": key,
+                                "setting": setting,
+                                "method": method,
+                                "rival": rival,
+                                "studies": len(both),
+                                "difference": mean,
+                                "low": low,
+                                "high": high,
+                                "studies_worse": worse,
+                            }
+                        )
     return out
 
 # %% ../nbs/50_benchmark.ipynb #9243128a
@@ -255,7 +302,18 @@ def what_got_worse(rows: Sequence[dict], method: str, rivals: Sequence[str] = ("
                         for study, value in values.items():
                             other = found.get((setting, rival), {}).get(study)
                             if other is not None and sign * (value - other) < 0:
-                                out.append({"metric": key, "mask": mask, "setting": setting, "study": study, "rival": rival, "ours": value, "theirs": other, "loss": sign * (other - value)})
+                                out.append(
+                                    {
+                                        "metric": key,
+                                        "mask": mask,
+                                        "setting": setting,
+                                        "study": study,
+                                        "rival": rival,
+                                        "ours": value,
+                                        "theirs": other,
+                                        "loss": sign * (other - value),
+                                    }
+                                )
     return sorted(out, key=lambda r: (r["metric"], -r["loss"]))
 
 # %% ../nbs/50_benchmark.ipynb #ed0dd4c4
@@ -263,13 +321,31 @@ def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_d
     "Mean and 95 % interval over dose and over views; full-dose images as lines across."
     found = table_of(rows, key, mask)
     kinds = [kind for kind in ("counts", "views") if any(s.startswith(kind) for s, _ in found)]
-    fig, axes = plt.subplots(1, max(len(kinds), 1), figsize=(4.75 * max(len(kinds), 1), 3.6), sharey=True, squeeze=False, constrained_layout=True)
-    label = {"psnr_db": "PSNR against the truth (dB)", "nrmse": "NRMSE against the truth", "ssim": "SSIM against the truth", "defect_error": "error of defect contrast"}[key]
+    fig, axes = plt.subplots(
+        1,
+        max(len(kinds), 1),
+        figsize=(4.75 * max(len(kinds), 1), 3.6),
+        sharey=True,
+        squeeze=False,
+        constrained_layout=True,
+    )
+    label = {
+        "psnr_db": "PSNR against the truth (dB)",
+        "nrmse": "NRMSE against the truth",
+        "ssim": "SSIM against the truth",
+        "defect_error": "error of defect contrast",
+    }[key]
     for ax, kind in zip(axes.flat, kinds, strict=False):
-        settings = sorted((s for s in dict.fromkeys(s for s, _ in found) if s.startswith(kind)), key=lambda s: float(s.split()[1]))
+        settings = sorted(
+            (s for s in dict.fromkeys(s for s, _ in found) if s.startswith(kind)), key=lambda s: float(s.split()[1])
+        )
         x = [float(s.split()[1]) * (100 if kind == "counts" else 1) for s in settings]
         for i, method in enumerate(methods):
-            have = [(a, interval(list(found[s, method].values()))) for a, s in zip(x, settings, strict=True) if (s, method) in found]
+            have = [
+                (a, interval(list(found[s, method].values())))
+                for a, s in zip(x, settings, strict=True)
+                if (s, method) in found
+            ]
             if have:
                 at, values = zip(*have, strict=True)
                 mean, low, high = np.array(values).T
@@ -277,7 +353,9 @@ def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_d
                 ax.fill_between(at, low, high, color=f"C{i}", alpha=0.12, lw=0)
         for style, method in (("--", "full-dose MLEM-50"), (":", "full-dose best stop")):
             if (settings[0], method) in found:
-                ax.axhline(np.mean(list(found[settings[0], method].values())), color="0.4", ls=style, lw=1, label=method)
+                ax.axhline(
+                    np.mean(list(found[settings[0], method].values())), color="0.4", ls=style, lw=1, label=method
+                )
         ax.set_xlabel("counts kept (%), 19 views" if kind == "counts" else "central views, full dose")
         ax.grid(alpha=0.3)
         if kind == "counts":
@@ -296,7 +374,14 @@ def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_d
 # %% ../nbs/50_benchmark.ipynb #8a95fafd
 def plot_strip(study: Study, images: dict[tuple[str, str], Tensor], setting: str, methods: Sequence[str]) -> plt.Figure:
     "One transverse and one coronal slice through the heart: truth and every method, one colour scale."
-    where = torch.nonzero(study.heart if study.heart is not None else study.truth > study.truth.quantile(0.99)).float().mean(0).round().int().tolist()
+    where = (
+        torch.nonzero(study.heart if study.heart is not None else study.truth > study.truth.quantile(0.99))
+        .float()
+        .mean(0)
+        .round()
+        .int()
+        .tolist()
+    )
     shown = {"truth": study.truth} | {m: images[setting, m] for m in methods if (setting, m) in images}
     top = float(study.truth[study.heart].quantile(0.999)) if study.heart is not None else float(study.truth.max())
     fig, axes = plt.subplots(2, len(shown), figsize=(1.75 * len(shown), 3.5), constrained_layout=True)

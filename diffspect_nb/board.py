@@ -32,9 +32,13 @@ class StreamView(Generic[R]):
 
     def __init__(
         self,
-        make_steps: Callable[[R], Iterator[Step]],  # called in the worker; closed between two steps when it is no longer wanted
+        make_steps: Callable[
+            [R], Iterator[Step]
+        ],  # called in the worker; closed between two steps when it is no longer wanted
         draw: Callable[[R, Step], None],  # called in the worker after each step that is still wanted
-        changed: Callable[[str, R, object], None] = lambda state, request, detail: None,  # running | paused | finished (detail: the generator's return value) | cancelled | replaced | failed (detail: the exception)
+        changed: Callable[[str, R, object], None] = lambda state, request, detail: (
+            None
+        ),  # running | paused | finished (detail: the generator's return value) | cancelled | replaced | failed (detail: the exception)
         debounce_s: float = 0.1,
     ):
         self._make_steps, self._draw, self._changed, self.debounce_s = make_steps, draw, changed, debounce_s
@@ -99,7 +103,9 @@ class StreamView(Generic[R]):
                 request, self._next, self._stop, self._busy = self._next[0], None, False, True
             try:
                 self._run(request)
-            except Exception as e:  # whatever went wrong belongs on the screen, and the next request must find a living worker
+            except (
+                Exception
+            ) as e:  # whatever went wrong belongs on the screen, and the next request must find a living worker
                 self._say("failed", request, e)
             with self._condition:
                 self._busy = self._hold = False
@@ -144,7 +150,8 @@ def curve_svg(
     number = lambda v: f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
     lines = "".join(
         f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{" ".join(f"{px(k):.1f},{py(v):.1f}" for k, v in enumerate(line) if np.isfinite(v))}"/>'
-        for line, color in zip(values.values(), colors, strict=False) if line
+        for line, color in zip(values.values(), colors, strict=False)
+        if line
     )
     last = ", ".join(f"{html.escape(name)} {number(line[-1])}".strip() for name, line in values.items() if line)
     ticks = f'<text x="48" y="24" text-anchor="end">{number(high)}</text><text x="48" y="80" text-anchor="end">{number(low)}</text><text x="52" y="93">1</text><text x="310" y="93" text-anchor="end">step {total}</text>'
@@ -164,7 +171,9 @@ def map_html(
     for name, plane in {"transverse": volume[k], "coronal": volume[::-1, j], "sagittal": volume[::-1, :, i]}.items():
         png = io.BytesIO()
         matplotlib.image.imsave(png, colored(plane), format="png")
-        pictures.append(f'<img alt="{html.escape(title)}: {name}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">')
+        pictures.append(
+            f'<img alt="{html.escape(title)}: {name}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+        )
     return f'<figure class="dsd-map"><figcaption>{html.escape(title)} ({html.escape(shown.unit)}; 0 … {shown.vmax:g})</figcaption>{"".join(pictures)}</figure>'
 
 # %% ../nbs/61_board.ipynb #e8f6d010
@@ -212,7 +221,9 @@ class Knob(w.VBox):
         paper = "" if mark is None else f"paper {mark:.3g}"
         self._head.value = f'<div class="dsd-row"><b>{html.escape(self.name)}</b><span>{html.escape(self.what)}</span><span>{paper}</span></div>'
         share = None if mark is None else 100 * (min(max(mark, low), high) - low) / (high - low)
-        self._strip.value = "" if share is None else f'<div class="dsd-mark"><i style="left:{share:.1f}%" title="{paper}"></i></div>'
+        self._strip.value = (
+            "" if share is None else f'<div class="dsd-mark"><i style="left:{share:.1f}%" title="{paper}"></i></div>'
+        )
 
 # %% ../nbs/61_board.ipynb #e0cdeebb
 class Dashboard(w.VBox):
@@ -239,15 +250,24 @@ class Dashboard(w.VBox):
         self.curves = w.HTML()
         self.run_button, self.pause_button, self.cancel_button = (
             w.Button(description=name, tooltip=tip, layout=w.Layout(width="84px"))
-            for name, tip in (("Run", "run again with these values"), ("Pause", "hold after this step, or go on"), ("Cancel", "stop after this step"))
+            for name, tip in (
+                ("Run", "run again with these values"),
+                ("Pause", "hold after this step, or go on"),
+                ("Cancel", "stop after this step"),
+            )
         )
         self.stream: StreamView[dict] = StreamView(self._steps, self._draw, self._changed, debounce_s)
         self.run_button.on_click(lambda _: self.submit())
-        self.pause_button.on_click(lambda _: self.stream.resume() if self.stream.state == "paused" else self.stream.pause())
+        self.pause_button.on_click(
+            lambda _: self.stream.resume() if self.stream.state == "paused" else self.stream.pause()
+        )
         self.cancel_button.on_click(lambda _: self.stream.cancel())
         for control in controls.values():
             control.observe(self._moved, "value")
-        bar = w.HBox([self.run_button, self.pause_button, self.cancel_button, self.progress], layout=w.Layout(flex_flow="row wrap", align_items="center"))
+        bar = w.HBox(
+            [self.run_button, self.pause_button, self.cancel_button, self.progress],
+            layout=w.Layout(flex_flow="row wrap", align_items="center"),
+        )
         left = w.VBox(layout if layout is not None else list(controls.values())).add_class("dsd-controls")
         main = w.VBox([bar, self.state, self.message, viewer, self.curves, *below]).add_class("dsd-main")
         super().__init__([w.HTML(_STYLE), w.Box([left, main]).add_class("dsd-body")])
@@ -274,7 +294,9 @@ class Dashboard(w.VBox):
 
     def say(self, text: str, error: bool = False) -> None:
         "A line above the viewer."
-        self.message.value = f'<div class="dsd-error" role="alert">{html.escape(text)}</div>' if error else html.escape(text)
+        self.message.value = (
+            f'<div class="dsd-error" role="alert">{html.escape(text)}</div>' if error else html.escape(text)
+        )
 
     def _moved(self, change) -> None:
         if not self._quiet:
@@ -293,7 +315,9 @@ class Dashboard(w.VBox):
         self.progress.max, self.progress.value = step.total, step.index
         spent = time.monotonic() - self._began
         left = spent / step.index * (step.total - step.index)
-        scalars = ", ".join(f"{name} {step.scalars[name]:.4g}" for name in ("t", "log_likelihood") if name in step.scalars)
+        scalars = ", ".join(
+            f"{name} {step.scalars[name]:.4g}" for name in ("t", "log_likelihood") if name in step.scalars
+        )
         self._where = f"step {step.index} of {step.total}"
         self.state.value = f"{self._where}{', ' + scalars if scalars else ''}; {spent:.1f} s, {left:.1f} s left"
 

@@ -74,9 +74,19 @@ def place_ventricle(
 ) -> LeftVentricle:
     "A left ventricle from plain numbers. Raises `InputError` on a radius or a length that no heart has."
     if not (5 < radius_mm < 80 and base_mm < apex_mm - 20):
-        raise InputError(f"a ventricle needs a radius of 5 to 80 mm and an apex 20 mm or more beyond its base, got radius {radius_mm:.0f}, base {base_mm:.0f}, apex {apex_mm:.0f} mm")
+        raise InputError(
+            f"a ventricle needs a radius of 5 to 80 mm and an apex 20 mm or more beyond its base, got radius {radius_mm:.0f}, base {base_mm:.0f}, apex {apex_mm:.0f} mm"
+        )
     axis = long_axis(azimuth_deg, elevation_deg)
-    return LeftVentricle(np.asarray(origin_mm, float), axis, *across(axis), float(base_mm), float(apex_mm), float(radius_mm), float(match))
+    return LeftVentricle(
+        np.asarray(origin_mm, float),
+        axis,
+        *across(axis),
+        float(base_mm),
+        float(apex_mm),
+        float(radius_mm),
+        float(match),
+    )
 
 
 def true_ventricle(heart: dict) -> LeftVentricle:
@@ -86,7 +96,13 @@ def true_ventricle(heart: dict) -> LeftVentricle:
     return LeftVentricle(f.origin_mm, f.axis, f.anterior, f.septal, f.base_mm, f.apex_mm, radius)
 
 # %% ../nbs/33_cardiac.ipynb #8f1f7bc0
-USUAL = {"azimuth_deg": (42.0, 25.0), "elevation_deg": (25.0, 22.0), "radius_mm": (29.0, 5.0), "length_mm": (67.0, 9.0), "skirt_mm": (17.0, 5.0)}  # usual value, and how far from it costs one unit of pull
+USUAL = {
+    "azimuth_deg": (42.0, 25.0),
+    "elevation_deg": (25.0, 22.0),
+    "radius_mm": (29.0, 5.0),
+    "length_mm": (67.0, 9.0),
+    "skirt_mm": (17.0, 5.0),
+}  # usual value, and how far from it costs one unit of pull
 PULL = 0.012  # match given up per unit
 WALL_MM = 6.5  # w: half-width of the blurred wall
 LEAST_MATCH = 0.6  # below this there is no heart in view
@@ -94,25 +110,39 @@ _OFFSETS_MM = np.array([-18.0, -12.0, -5.0, 0.0, 5.0, 12.0, 18.0])
 _APEX_MM, _BASE_MM = 5.5, 5.0  # from the cup's tip to the epicardial apex, from its last ring of wall to the base plane
 
 
-def _cup(radius: float, length: float, skirt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (ring, offset): along, from the axis, area per ring
+def _cup(
+    radius: float, length: float, skirt: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (ring, offset): along, from the axis, area per ring
     "Rings of points across the wall (6 towards the apex, 2 on the skirt, 2 beyond the base), in the cup's own coordinates, mm."
     lat = (np.arange(6) + 0.5) / 6 * np.pi / 2
     cap_along, cap_rho = length * np.sin(lat), radius * np.cos(lat)
     slope = np.hypot(np.sin(lat) / length, np.cos(lat) / radius)
     skirt_along = -skirt * np.array([0.25, 0.75])
-    along = np.concatenate([
-        cap_along[:, None] + (np.sin(lat) / length / slope)[:, None] * _OFFSETS_MM,
-        np.repeat(np.concatenate([skirt_along, -skirt - np.array([9.0, 16.0])])[:, None], len(_OFFSETS_MM), 1),
-    ])
-    rho = np.concatenate([
-        cap_rho[:, None] + (np.cos(lat) / radius / slope)[:, None] * _OFFSETS_MM,
-        np.repeat(radius + _OFFSETS_MM[None], 4, 0),
-    ])
-    area = np.concatenate([cap_rho * np.hypot(cap_rho * np.tan(lat), length * np.cos(lat)) * np.pi / 12, [radius * skirt / 2] * 2, [0.2 * radius * skirt] * 2])
+    along = np.concatenate(
+        [
+            cap_along[:, None] + (np.sin(lat) / length / slope)[:, None] * _OFFSETS_MM,
+            np.repeat(np.concatenate([skirt_along, -skirt - np.array([9.0, 16.0])])[:, None], len(_OFFSETS_MM), 1),
+        ]
+    )
+    rho = np.concatenate(
+        [
+            cap_rho[:, None] + (np.cos(lat) / radius / slope)[:, None] * _OFFSETS_MM,
+            np.repeat(radius + _OFFSETS_MM[None], 4, 0),
+        ]
+    )
+    area = np.concatenate(
+        [
+            cap_rho * np.hypot(cap_rho * np.tan(lat), length * np.cos(lat)) * np.pi / 12,
+            [radius * skirt / 2] * 2,
+            [0.2 * radius * skirt] * 2,
+        ]
+    )
     return along, np.maximum(rho, 0), area
 
 # %% ../nbs/33_cardiac.ipynb #26176352
-_MODEL = np.concatenate([np.repeat(np.exp(-(_OFFSETS_MM**2) / 2 / WALL_MM**2)[None], 8, 0), np.zeros((2, len(_OFFSETS_MM)))])  # (ring, offset): t
+_MODEL = np.concatenate(
+    [np.repeat(np.exp(-(_OFFSETS_MM**2) / 2 / WALL_MM**2)[None], 8, 0), np.zeros((2, len(_OFFSETS_MM)))]
+)  # (ring, offset): t
 _ON_WALL = np.zeros_like(_MODEL, dtype=bool)
 _ON_WALL[:8, 3] = True
 
@@ -140,14 +170,18 @@ class _Search:
         self.first = np.array([axis[0] for axis in grid.axes_mm()])
         around = around_heart(grid, self.near)
         if not around.any():
-            raise InputError(f"no heart in view: the image ends before the place where hearts lie, {tuple(self.near.tolist())} mm")
+            raise InputError(
+                f"no heart in view: the image ends before the place where hearts lie, {tuple(self.near.tolist())} mm"
+            )
         self.top = float(np.percentile(self.image[around], 97))
         if not self.top > 0:
             raise InputError("no heart in view: the image is zero where hearts lie")
         angle = (np.arange(16) + 0.5) / 16 * 2 * np.pi
         self._ring = np.cos(angle)[:, None], np.sin(angle)[:, None]
 
-    def _points(self, axis: np.ndarray, cup: tuple, thin: int = 1) -> np.ndarray:  # (ring × offset × angle, 3), (x, y, z), mm from the origin
+    def _points(
+        self, axis: np.ndarray, cup: tuple, thin: int = 1
+    ) -> np.ndarray:  # (ring × offset × angle, 3), (x, y, z), mm from the origin
         up, septal = across(axis)
         ring = (self._ring[0] * up + self._ring[1] * septal)[::thin]
         return (cup[0][..., None, None] * axis + cup[1][..., None, None] * ring).reshape(-1, 3)
@@ -156,7 +190,9 @@ class _Search:
         "p: origin x, y, z, azimuth, elevation, radius, length (origin to the middle of the apical wall), skirt (origin to base)."
         cup = _cup(p[5], p[6], p[7])
         where = ((self._points(long_axis(p[3], p[4]), cup) + p[:3])[:, ::-1] - self.first) / self.grid.voxel_mm
-        values = map_coordinates(self.image, where.T, order=1, mode="nearest", prefilter=False)  # the edge goes on: a heart that is cut off has no end
+        values = map_coordinates(
+            self.image, where.T, order=1, mode="nearest", prefilter=False
+        )  # the edge goes on: a heart that is cut off has no end
         return float(_match(values, cup[2], self.top))
 
     def cost(self, p: np.ndarray) -> float:
@@ -170,7 +206,9 @@ class _Search:
         a, cup = self.grid.voxel_mm, _cup(*(USUAL[k][0] for k in ("radius_mm", "length_mm", "skirt_mm")))
         pad, stride = int(np.ceil(110 / a)), max(1, round(12 / a))
         padded = np.pad(self.image, pad, mode="edge")
-        voxels = np.stack(np.meshgrid(*(np.arange(0, n, stride) for n in self.grid.shape), indexing="ij"), -1).reshape(-1, 3)
+        voxels = np.stack(np.meshgrid(*(np.arange(0, n, stride) for n in self.grid.shape), indexing="ij"), -1).reshape(
+            -1, 3
+        )
         centers = (voxels * a + self.first)[:, ::-1]
         near = (((centers - self.near) / AROUND_MM) ** 2).sum(1) < 1
         flat, centers = np.ravel_multi_index((voxels[near] + pad).T, padded.shape), centers[near]
@@ -179,10 +217,20 @@ class _Search:
             for elevation in (5.0, 25.0, 45.0):
                 axis = long_axis(azimuth, elevation)
                 to_origin = -0.35 * 50 * axis  # candidates are middles of the ventricle
-                step = np.rint((self._points(axis, cup, thin=2) + to_origin)[:, ::-1] / a).astype(int).clip(-pad, pad - 1)
+                step = (
+                    np.rint((self._points(axis, cup, thin=2) + to_origin)[:, ::-1] / a).astype(int).clip(-pad, pad - 1)
+                )
                 offset = step @ (padded.strides[0] // 4, padded.strides[1] // 4, 1)
                 r = _match(padded.ravel()[flat[:, None] + offset], cup[2], self.top)
-                found += [(r[k], np.array([*(centers[k] + to_origin), azimuth, elevation, *(v[0] for v in list(USUAL.values())[2:])])) for k in np.argsort(-r)[:4]]
+                found += [
+                    (
+                        r[k],
+                        np.array(
+                            [*(centers[k] + to_origin), azimuth, elevation, *(v[0] for v in list(USUAL.values())[2:])]
+                        ),
+                    )
+                    for k in np.argsort(-r)[:4]
+                ]
         apart = []
         for _, p in sorted(found, key=lambda f: -f[0]):
             if all(np.linalg.norm(p[:3] - q[:3]) > 14 or np.abs(p[3:5] - q[3:5]).sum() > 30 for q in apart):
@@ -193,15 +241,24 @@ class _Search:
 def _refined(search: _Search, p: np.ndarray, size: float, evaluations: int):
     "Nelder and Mead's simplex from p, its first steps `size` times 8 mm, 12°, 10°, 4 mm, 7 mm, 4 mm."
     steps = size * np.diag([8.0, 8, 8, 12, 10, 4, 7, 4])
-    return minimize(search.cost, p, method="Nelder-Mead", options={"initial_simplex": np.vstack([p, p + steps]), "maxfev": evaluations, "xatol": 0.3, "fatol": 2e-4})
+    return minimize(
+        search.cost,
+        p,
+        method="Nelder-Mead",
+        options={"initial_simplex": np.vstack([p, p + steps]), "maxfev": evaluations, "xatol": 0.3, "fatol": 2e-4},
+    )
 
 
-def _checked_image(image: ArrayLike | Tensor, grid: ImageGrid | None, name: str = "image") -> tuple[np.ndarray, ImageGrid]:
+def _checked_image(
+    image: ArrayLike | Tensor, grid: ImageGrid | None, name: str = "image"
+) -> tuple[np.ndarray, ImageGrid]:
     "float32 array and grid; raises `InputError` on another shape or values that are not finite."
     a = np.asarray(torch.as_tensor(image).detach().cpu()).astype(np.float32)
     grid = ImageGrid(a.shape) if grid is None and a.ndim == 3 else grid
     if grid is None or a.shape != grid.shape:
-        raise InputError(f"{name} must have the shape (z, y, x) of its grid, {getattr(grid, 'shape', 'three axes')}: got {a.shape}")
+        raise InputError(
+            f"{name} must have the shape (z, y, x) of its grid, {getattr(grid, 'shape', 'three axes')}: got {a.shape}"
+        )
     if not np.isfinite(a).all():
         raise InputError(f"{name} holds NaN or infinite values")
     return a, grid
@@ -212,7 +269,9 @@ def _in_view(ventricle: LeftVentricle, grid: ImageGrid) -> LeftVentricle:
     tip = ventricle.origin_mm + ventricle.apex_mm * ventricle.axis
     beyond, edge = tip + 8 * ventricle.axis, grid.voxel_mm / 2
     if any(not axis[0] - edge <= x <= axis[-1] + edge for x, axis in zip(beyond[::-1], grid.axes_mm(), strict=True)):
-        raise InputError(f"apex cut off: it lies at {tip.round().astype(int).tolist()} mm (x, y, z), less than 8 mm inside the image or outside it; a map of this heart would lack segment 17")
+        raise InputError(
+            f"apex cut off: it lies at {tip.round().astype(int).tolist()} mm (x, y, z), less than 8 mm inside the image or outside it; a map of this heart would lack segment 17"
+        )
     return ventricle
 
 # %% ../nbs/33_cardiac.ipynb #f3296a43
@@ -220,7 +279,8 @@ def find_ventricle(
     image: ArrayLike | Tensor,  # (z, y, x), photons per voxel or any unit
     grid: ImageGrid | None = None,  # default: 4 mm voxels in the image's shape
     mask: ArrayLike | Tensor | None = None,  # (z, y, x), an expert's wall; used instead of the image
-    near_mm: ArrayLike | None = None,  # (3,) where to look, x, y, z; within 75, 75 and 55 mm of it; default: `around_heart`
+    near_mm: ArrayLike
+    | None = None,  # (3,) where to look, x, y, z; within 75, 75 and 55 mm of it; default: `around_heart`
 ) -> LeftVentricle:
     """The left ventricle of an emission image, found by its shape; about half a second.
 
@@ -235,10 +295,15 @@ def find_ventricle(
         near_mm = grid.centers_mm()[a.ravel() > 0].mean(0)
     search = _Search(a, grid, np.add(grid.center_mm, HEART_MM) if near_mm is None else near_mm)
     tried = sorted((_refined(search, p, 1.0, 90) for p in search.candidates()), key=lambda r: r.fun)
-    best = min((_refined(search, r.x, 0.5, 350) for r in tried[:1] + [r for r in tried[1:2] if r.fun < tried[0].fun + 0.03]), key=lambda r: r.fun).x
+    best = min(
+        (_refined(search, r.x, 0.5, 350) for r in tried[:1] + [r for r in tried[1:2] if r.fun < tried[0].fun + 0.03]),
+        key=lambda r: r.fun,
+    ).x
     match = search.match(best)
     if match < LEAST_MATCH:
-        raise InputError(f"no heart in view: the best match with a ventricle's shape is {match:.2f}, at least {LEAST_MATCH} is asked; place it by hand (place_ventricle)")
+        raise InputError(
+            f"no heart in view: the best match with a ventricle's shape is {match:.2f}, at least {LEAST_MATCH} is asked; place it by hand (place_ventricle)"
+        )
     found = place_ventricle(best[:3], *best[3:6], best[6] + _APEX_MM, -best[7] - _BASE_MM, match)
     return _in_view(found, grid)
 
@@ -254,7 +319,11 @@ def turned(
     azimuth = ventricle.azimuth_deg if azimuth_deg is None else azimuth_deg
     elevation = ventricle.elevation_deg if elevation_deg is None else elevation_deg
     base = ventricle.base_mm if base_mm is None else base_mm
-    origin = ventricle.center_mm - (ventricle.base_mm + ventricle.apex_mm) / 2 * long_axis(azimuth, elevation) + np.asarray(shift_mm, float)
+    origin = (
+        ventricle.center_mm
+        - (ventricle.base_mm + ventricle.apex_mm) / 2 * long_axis(azimuth, elevation)
+        + np.asarray(shift_mm, float)
+    )
     return place_ventricle(origin, azimuth, elevation, ventricle.radius_mm, ventricle.apex_mm, base, ventricle.match)
 
 # %% ../nbs/33_cardiac.ipynb #208d302c
@@ -277,7 +346,11 @@ def reorient(
         raise InputError(f"voxel_mm must be in (0, half_mm = {half_mm}], got {voxel_mm}")
     t = np.arange(-int(half_mm / voxel_mm), int(half_mm / voxel_mm) + 1)[:, None] * voxel_mm
     v = ventricle
-    return look_up(a, grid, v.center_mm - (t * v.axis)[:, None, None] - (t * v.anterior)[None, :, None] - (t * v.septal)[None, None])
+    return look_up(
+        a,
+        grid,
+        v.center_mm - (t * v.axis)[:, None, None] - (t * v.anterior)[None, :, None] - (t * v.septal)[None, None],
+    )
 
 # %% ../nbs/33_cardiac.ipynb #a4593d14
 VIEWS = {  # name → (plane k of a cube as displayed, whether k runs backwards through the cube, what is up, right, down, left)
@@ -287,12 +360,21 @@ VIEWS = {  # name → (plane k of a cube as displayed, whether k runs backwards 
 }
 
 
-_ORDER = {"short axis": "apex → base", "horizontal long axis": "inferior → anterior", "vertical long axis": "septal → lateral"}
+_ORDER = {
+    "short axis": "apex → base",
+    "horizontal long axis": "inferior → anterior",
+    "vertical long axis": "septal → lateral",
+}
 
 
 def _mark(ax: plt.Axes, words: tuple[str, str, str, str]) -> None:
     "Write what is up, right, down and left into a panel."
-    for word, (x, y), (ha, va) in zip(words, ((0.5, 0.99), (0.99, 0.5), (0.5, 0.01), (0.01, 0.5)), (("center", "top"), ("right", "center"), ("center", "bottom"), ("left", "center")), strict=True):
+    for word, (x, y), (ha, va) in zip(
+        words,
+        ((0.5, 0.99), (0.99, 0.5), (0.5, 0.01), (0.01, 0.5)),
+        (("center", "top"), ("right", "center"), ("center", "bottom"), ("left", "center")),
+        strict=True,
+    ):
         ax.text(x, y, word, transform=ax.transAxes, ha=ha, va=va, color="white", size=5.5)
 
 # %% ../nbs/33_cardiac.ipynb #936d4cd9

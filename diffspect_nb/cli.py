@@ -20,7 +20,15 @@ import diffspect_nb
 import matplotlib
 
 from .benchmark import COUNTS, VIEWS
-from .cli_data import run_benchmark_command, run_fetch, run_import, run_info, run_scanner, run_simulate, run_train
+from diffspect_nb.cli_data import (
+    run_benchmark_command,
+    run_fetch,
+    run_import,
+    run_info,
+    run_scanner,
+    run_simulate,
+    run_train,
+)
 from .cli_study import run_demo, run_evaluate, run_probe, run_read, run_reconstruct
 from .cohort import FIRST_TEST
 from .core import InputError
@@ -48,12 +56,25 @@ def run_dashboard(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise InputError(f"--port must be in 0 … 65535, got {args.port}")
     templates = Path(diffspect_nb.__file__).parent / "static" / "jupyter"
-    settings = {"DIFFSPECT_APP": "1", "JUPYTER_PATH": os.pathsep.join(filter(None, [str(templates), os.environ.get("JUPYTER_PATH")]))}
+    settings = {
+        "DIFFSPECT_APP": "1",
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(templates), os.environ.get("JUPYTER_PATH")])),
+    }
     if args.study:
         Study.load(args.study)  # a damaged study ends here, with its reason
         settings["DIFFSPECT_STUDY"] = str(Path(args.study).resolve())
     port = args.port or _free_port()
-    command = [sys.executable, "-m", "voila", str(dashboard_notebook()), "--Voila.ip=127.0.0.1", f"--port={port}", "--no-browser", "--template=diffspect", "--Voila.log_level=WARN"]
+    command = [
+        sys.executable,
+        "-m",
+        "voila",
+        str(dashboard_notebook()),
+        "--Voila.ip=127.0.0.1",
+        f"--port={port}",
+        "--no-browser",
+        "--template=diffspect",
+        "--Voila.log_level=WARN",
+    ]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that whoever ends this ends the server too
     server = subprocess.Popen(command, env={**os.environ, **settings})
     try:
@@ -88,24 +109,40 @@ def _answers(port: int, server: subprocess.Popen, timeout_s: float = 30) -> bool
 # %% ../nbs/68_cli.ipynb #5c996e72
 def parser() -> argparse.ArgumentParser:
     "All commands and their options."
-    top = argparse.ArgumentParser(prog="diffspect", description="Guided diffusion reconstruction for low-dose and few-view cardiac SPECT.")
+    top = argparse.ArgumentParser(
+        prog="diffspect", description="Guided diffusion reconstruction for low-dose and few-view cardiac SPECT."
+    )
     top.add_argument("--version", action="version", version=f"diffspect {diffspect_nb.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         sub.set_defaults(run=run)
         return sub
 
-    demo = command("demo", run_demo, "Reconstruct the shipped sample at 5 %% of its counts and compare with classical images.")
+    demo = command(
+        "demo", run_demo, "Reconstruct the shipped sample at 5 %% of its counts and compare with classical images."
+    )
     demo.add_argument("--out", default="out/demo", help="folder for images, picture and metrics")
     demo.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
 
     rec = command("reconstruct", run_reconstruct, "Reconstruct a study folder.")
     rec.add_argument("study", nargs="?", help="study folder")
-    rec.add_argument("--from", dest="earlier", metavar="RESULT.JSON", help="repeat an earlier reconstruction: its study, options and guidance")
+    rec.add_argument(
+        "--from",
+        dest="earlier",
+        metavar="RESULT.JSON",
+        help="repeat an earlier reconstruction: its study, options and guidance",
+    )
     rec.add_argument("--out", required=True, help="folder for image.nii.gz, support.nii.gz, views.png and result.json")
-    rec.add_argument("--method", choices=("diffspect", "mlem", "osem"), default="diffspect", help="guided diffusion, MLEM (50 iterations) or OSEM (5 passes, 4 subsets)")
+    rec.add_argument(
+        "--method",
+        choices=("diffspect", "mlem", "osem"),
+        default="diffspect",
+        help="guided diffusion, MLEM (50 iterations) or OSEM (5 passes, 4 subsets)",
+    )
     rec.add_argument("--counts", type=float, help="share of the study's counts to keep, 0 … 1 (binomial thinning)")
     rec.add_argument("--views", type=int, help="number of central views to keep")
     rec.add_argument("--steps", type=int, help="sampler steps, or iterations of mlem and osem")
@@ -114,55 +151,143 @@ def parser() -> argparse.ArgumentParser:
     rec.add_argument("--lambda-dps", type=float, help="weight of image consistency")
     rec.add_argument("--lambda-mlem", type=float, help="weight of MLEM insertion")
     rec.add_argument("--tv", type=float, help="weight of total variation along z")
-    rec.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped checkpoint (diffspect; light; mlem50: slices, as the paper's), a .safetensors file, or an ensemble of them joined by + (default: %(default)s)")
+    rec.add_argument(
+        "--prior",
+        default=DEFAULT_PRIOR,
+        help="shipped checkpoint (diffspect; light; mlem50: slices, as the paper's), a .safetensors file, or an ensemble of them joined by + (default: %(default)s)",
+    )
     rec.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
-    rec.add_argument("--samples", type=int, default=0, metavar="N", help="also walk N times and write the mean and the 90 %% interval: mean.nii.gz, uncertainty.nii.gz (half its width)")
-    rec.add_argument("--dicom", nargs="?", const="", metavar="SOURCE", help="also write image.dcm; with a DICOM file as SOURCE, for its patient and in its study")
+    rec.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also walk N times and write the mean and the 90 %% interval: mean.nii.gz, uncertainty.nii.gz (half its width)",
+    )
+    rec.add_argument(
+        "--dicom",
+        nargs="?",
+        const="",
+        metavar="SOURCE",
+        help="also write image.dcm; with a DICOM file as SOURCE, for its patient and in its study",
+    )
     rec.add_argument("--anonymize", action="store_true", help="take no identity from SOURCE")
     rec.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
 
-    sim = command("simulate", run_simulate, "Simulate a full-dose study of a random phantom, or of a real image taken as activity.")
+    sim = command(
+        "simulate",
+        run_simulate,
+        "Simulate a full-dose study of a random phantom, or of a real image taken as activity.",
+    )
     sim.add_argument("--seed", type=int, default=0, help="patient number")
     sim.add_argument("--out", required=True, help="study folder to write")
     sim.add_argument("--scanner", default="dnm570c", help=", ".join(SCANNERS))
     sim.add_argument("--counts-total", type=float, default=1e7, help="expected counts over all views")
     sim.add_argument("--activity", help="reconstructed emission image (DICOM or NIfTI) to take as the true activity")
     sim.add_argument("--heart", help="NIfTI mask of the left-ventricular wall of that image")
-    sim.add_argument("--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map")
-    sim.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the field of view")
+    sim.add_argument(
+        "--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map"
+    )
+    sim.add_argument(
+        "--ct-center",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="point of the CT (LPS, mm) at the centre of the field of view",
+    )
     sim.add_argument("--no-reference", action="store_true", help="skip the full-dose MLEM-50 image")
 
-    im = command("import", run_import, "Turn measured projections into a study folder: an NM TOMO DICOM file, or a folder of STIR's pinhole files.")
-    im.add_argument("file", help="DICOM file of a rotating parallel-hole camera, or a folder with input.hs, collimator.txt and detector.txt")
+    im = command(
+        "import",
+        run_import,
+        "Turn measured projections into a study folder: an NM TOMO DICOM file, or a folder of STIR's pinhole files.",
+    )
+    im.add_argument(
+        "file",
+        help="DICOM file of a rotating parallel-hole camera, or a folder with input.hs, collimator.txt and detector.txt",
+    )
     im.add_argument("--out", required=True, help="study folder to write")
-    im.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels of the image; default: the camera's field of view")
+    im.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="voxels of the image; default: the camera's field of view",
+    )
     im.add_argument("--voxel-mm", type=float, default=4.0, help="edge of a voxel, with --shape")
     im.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
-    im.add_argument("--heart", type=float, nargs=3, metavar=("X", "Y", "Z"), help="middle of the left ventricle (LPS, mm): cut the prior's grid out round it, with the activity outside as background")
-    im.add_argument("--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map")
-    im.add_argument("--ct-center", type=float, nargs=3, metavar=("X", "Y", "Z"), help="point of the CT (LPS, mm) at the centre of the image")
-    im.add_argument("--ct-register", action="store_true", help="from there, move and turn the CT to where it agrees best with the image (mutual information)")
-    im.add_argument("--ct-nudge", type=float, nargs=3, default=(0, 0, 0), metavar=("X", "Y", "Z"), help="then move it by so many mm to the left, back and head")
+    im.add_argument(
+        "--heart",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="middle of the left ventricle (LPS, mm): cut the prior's grid out round it, with the activity outside as background",
+    )
+    im.add_argument(
+        "--ct", help="one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map"
+    )
+    im.add_argument(
+        "--ct-center",
+        type=float,
+        nargs=3,
+        metavar=("X", "Y", "Z"),
+        help="point of the CT (LPS, mm) at the centre of the image",
+    )
+    im.add_argument(
+        "--ct-register",
+        action="store_true",
+        help="from there, move and turn the CT to where it agrees best with the image (mutual information)",
+    )
+    im.add_argument(
+        "--ct-nudge",
+        type=float,
+        nargs=3,
+        default=(0, 0, 0),
+        metavar=("X", "Y", "Z"),
+        help="then move it by so many mm to the left, back and head",
+    )
 
-    fe = command("fetch", run_fetch, "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; the one command that uses the network.")
+    fe = command(
+        "fetch",
+        run_fetch,
+        "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; the one command that uses the network.",
+    )
     fe.add_argument("folder", help="where it shall lie")
     fe.add_argument("--only", default="*", metavar="PATTERN", help="only files that match, such as 'DICOM/*'")
 
-    rd = command("read", run_read, "Read a heart: its axis, short and long axes, polar map with 17 segments, defects against simulated normals; stress beside rest.")
+    rd = command(
+        "read",
+        run_read,
+        "Read a heart: its axis, short and long axes, polar map with 17 segments, defects against simulated normals; stress beside rest.",
+    )
     rd.add_argument("image", help="reconstructed image (NIfTI or NM DICOM); the stress image if a rest image is given")
     rd.add_argument("rest", nargs="?", help="rest image on the same grid")
-    rd.add_argument("--out", default="out/reading", help="folder for views.png, polar.png, segments.csv and reading.json")
+    rd.add_argument(
+        "--out", default="out/reading", help="folder for views.png, polar.png, segments.csv and reading.json"
+    )
     rd.add_argument("--mask", help="NIfTI mask of the left ventricle's wall, to find the axis in instead of the image")
-    rd.add_argument("--azimuth", type=float, help="apex from straight ahead to the patient's left, degrees, instead of what was found")
+    rd.add_argument(
+        "--azimuth",
+        type=float,
+        help="apex from straight ahead to the patient's left, degrees, instead of what was found",
+    )
     rd.add_argument("--elevation", type=float, help="apex downwards, degrees, likewise")
     rd.add_argument("--normals", choices=("f", "m"), default="m", help="normal hearts of women or men")
 
-    pr = command("probe", run_probe, "Ask the counts about one region of a reconstruction: as shown, or at the level of its surroundings?")
+    pr = command(
+        "probe",
+        run_probe,
+        "Ask the counts about one region of a reconstruction: as shown, or at the level of its surroundings?",
+    )
     pr.add_argument("result", help="folder that `diffspect reconstruct` wrote")
     pr.add_argument("--at", type=float, nargs=3, metavar=("X", "Y", "Z"), help="middle of the region (LPS, mm)")
     pr.add_argument("--radius-mm", type=float, default=12.0, help="of the region, with --at")
     pr.add_argument("--region", help="NIfTI mask on the image's grid, > 0 is inside")
-    pr.add_argument("--level", type=float, help="activity to put there instead, photons per voxel as in image.nii.gz; default: from its surroundings")
+    pr.add_argument(
+        "--level",
+        type=float,
+        help="activity to put there instead, photons per voxel as in image.nii.gz; default: from its surroundings",
+    )
     pr.add_argument("--out", default="out/probe", help="folder for region.png, probe.png and probe.json")
     pr.set_defaults(study=None)
 
@@ -175,19 +300,49 @@ def parser() -> argparse.ArgumentParser:
     tr.add_argument("--out", default="out/train", help="folder for state and checkpoint")
     tr.add_argument("--device", choices=("cpu", "cuda"), help="where to compute; default: the GPU if there is one")
 
-    be = command("benchmark", run_benchmark_command, "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.")
+    be = command(
+        "benchmark",
+        run_benchmark_command,
+        "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.",
+    )
     be.add_argument("--out", default="out/benchmark", help="folder for rows, tables and figures")
-    be.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the guided images are computed; the classical ones are always on the CPU")
+    be.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the guided images are computed; the classical ones are always on the CPU",
+    )
     be.add_argument("--studies", type=int, default=18, help="number of simulated test patients")
-    be.add_argument("--first-seed", type=int, default=FIRST_TEST, help="seed of the first; tests start at 930000, validation at 910000")
+    be.add_argument(
+        "--first-seed",
+        type=int,
+        default=FIRST_TEST,
+        help="seed of the first; tests start at 930000, validation at 910000",
+    )
     be.add_argument("--real", help="folder of the PhysioNet 530c set: its scans become five more studies")
-    be.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped checkpoint, a .safetensors file, or an ensemble of them joined by + (default: %(default)s)")
-    be.add_argument("--settings", nargs="+", choices=[f"counts {c}" for c in COUNTS] + [f"views {v}" for v in VIEWS], metavar="SETTING", help="only these, e.g. 'counts 0.05' 'views 9'")
+    be.add_argument(
+        "--prior",
+        default=DEFAULT_PRIOR,
+        help="shipped checkpoint, a .safetensors file, or an ensemble of them joined by + (default: %(default)s)",
+    )
+    be.add_argument(
+        "--settings",
+        nargs="+",
+        choices=[f"counts {c}" for c in COUNTS] + [f"views {v}" for v in VIEWS],
+        metavar="SETTING",
+        help="only these, e.g. 'counts 0.05' 'views 9'",
+    )
     be.add_argument("--quick", action="store_true", help="one patient, three settings, 100 MLEM iterations")
     be.add_argument("--strips", action="store_true", help="also draw a picture strip per setting for the first study")
-    be.add_argument("--ablation", action="store_true", help="instead: the paper's guidance with its terms added one by one")
+    be.add_argument(
+        "--ablation", action="store_true", help="instead: the paper's guidance with its terms added one by one"
+    )
 
-    da = command("dashboard", run_dashboard, "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only).")
+    da = command(
+        "dashboard",
+        run_dashboard,
+        "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only).",
+    )
     da.add_argument("study", nargs="?", help="study folder; default: the shipped sample")
     da.add_argument("--port", type=int, default=8866, help="0: any free one")
     da.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")

@@ -20,7 +20,16 @@ import torch
 
 from .acquired import focus_on, read_projections, read_stir_pinhole
 from diffspect_nb.benchmark import (
-    COUNTS, VIEWS, differences, guided, patient_rows, plot_curves, plot_strip, read_rows, run_benchmark, summary,
+    COUNTS,
+    VIEWS,
+    differences,
+    guided,
+    patient_rows,
+    plot_curves,
+    plot_strip,
+    read_rows,
+    run_benchmark,
+    summary,
     what_got_worse,
 )
 from .cli_study import file_hash, writable
@@ -70,14 +79,18 @@ def placed_ct(args: argparse.Namespace, study: Study) -> torch.Tensor:
     placement = Placement(volume.heart_guess() if args.ct_center is None else args.ct_center)
     if args.ct_register:
         placement = place_ct(volume, study, placement)
-        print(f"CT registered: its point {', '.join(f'{c:.1f}' for c in placement.center_mm)} mm lies at the middle, turned by {', '.join(f'{a:.1f}' for a in placement.angles_deg)}°")
+        print(
+            f"CT registered: its point {', '.join(f'{c:.1f}' for c in placement.center_mm)} mm lies at the middle, turned by {', '.join(f'{a:.1f}' for a in placement.angles_deg)}°"
+        )
     return ct_to_mu(volume, study.grid, placement.nudge(args.ct_nudge))
 
 
 def run_fetch(args: argparse.Namespace) -> None:
     "`diffspect fetch FOLDER`"
     found = fetch_scans(writable(args.folder), args.only)
-    print(f"{len(found)} files of the PhysioNet 530c set (Calixto et al. 2025, doi 10.13026/ce2z-dw74, ODbL) are in {args.folder}")
+    print(
+        f"{len(found)} files of the PhysioNet 530c set (Calixto et al. 2025, doi 10.13026/ce2z-dw74, ODbL) are in {args.folder}"
+    )
 
 # %% ../nbs/67_cli_data.ipynb #f75ddfc8
 def run_import(args: argparse.Namespace) -> None:
@@ -85,7 +98,9 @@ def run_import(args: argparse.Namespace) -> None:
     out, path = writable(args.out), Path(args.file)
     grid = ImageGrid(tuple(args.shape), args.voxel_mm) if args.shape else None
     if args.heart and args.ct:
-        raise InputError("--heart cuts a window out of the chest, and the tissue around it attenuates too: --ct cannot be used with it")
+        raise InputError(
+            "--heart cuts a window out of the chest, and the tissue around it attenuates too: --ct cannot be used with it"
+        )
     if path.is_dir():
         study = read_stir_pinhole(path, grid)
     else:
@@ -99,7 +114,9 @@ def run_import(args: argparse.Namespace) -> None:
         image = osem(study.system(), study.projections, 3, background=study.background)
         with atomic_path(out / "registration.png") as tmp:
             plot_registration(study.mu, image, study.grid).savefig(tmp, format="png", dpi=110)
-    print(f"{study.counts:,.0f} counts in {len(study.views)} views of {study.scanner.pixels[0]} × {study.scanner.pixels[1]} pixels; wrote the study folder {out}")
+    print(
+        f"{study.counts:,.0f} counts in {len(study.views)} views of {study.scanner.pixels[0]} × {study.scanner.pixels[1]} pixels; wrote the study folder {out}"
+    )
 
 # %% ../nbs/67_cli_data.ipynb #95fe7263
 def run_train(args: argparse.Namespace) -> None:
@@ -112,7 +129,10 @@ def run_train(args: argparse.Namespace) -> None:
     for step in train(config, out, device=device):
         recent.append(step.scalars["simple"])
         if step.index % 50 == 0 or step.index == step.total:
-            print(f"step {step.index}/{step.total}: loss {np.mean(recent):.4f}, {step.scalars['seconds']:.2f} s/step", flush=True)
+            print(
+                f"step {step.index}/{step.total}: loss {np.mean(recent):.4f}, {step.scalars['seconds']:.2f} s/step",
+                flush=True,
+            )
             recent = []
     print(f"wrote {out / 'checkpoint.safetensors'}")
 
@@ -120,7 +140,12 @@ def run_train(args: argparse.Namespace) -> None:
 def commit() -> str | None:
     "Short hash of the checkout this package runs from, with a + if files differ; None outside one."
     try:
-        asked = [subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip() for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])]
+        asked = [
+            subprocess.run(
+                ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
     except (OSError, subprocess.CalledProcessError):
         return None
     return asked[0] + "+" * bool(asked[1])
@@ -128,6 +153,7 @@ def commit() -> str | None:
 # %% ../nbs/67_cli_data.ipynb #f64ed1b5
 def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     "Up to five real scans of the PhysioNet 530c set taken as activity, behind acquisitions of their own; heart regions where there is an expert's mask."
+
     def make(path: Path, mask: Path | None, number: int) -> Study:
         activity, grid = read_activity(path)
         rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
@@ -158,13 +184,17 @@ def run_benchmark_command(args: argparse.Namespace) -> None:
     settings = args.settings or settings
     if n < 0 or (n == 0 and not args.real):
         raise InputError(f"--studies must be at least 1, or 0 with --real, got {n}")
-    studies = {f"patient {seed}": (lambda s=seed: held_out_study(s)) for seed in range(args.first_seed, args.first_seed + n)}
+    studies = {
+        f"patient {seed}": (lambda s=seed: held_out_study(s)) for seed in range(args.first_seed, args.first_seed + n)
+    }
     if args.real:
         studies |= real_studies(args.real)
     if args.ablation:
         settings, options = args.settings or ["counts 0.05", "views 9"], {"classical": False}
         paper = pretrained("mlem50", args.device)
-        methods = {name: guided(paper, lambda c, w=weights: paper_guidance(c, **w)) for name, weights in ABLATION.items()}
+        methods = {
+            name: guided(paper, lambda c, w=weights: paper_guidance(c, **w)) for name, weights in ABLATION.items()
+        }
         ours = "+ MLEM insertion"
     else:
         ours = "guided"
@@ -173,7 +203,10 @@ def run_benchmark_command(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     for row in run_benchmark(rows_file, studies, settings, methods, **options):
         if row["method"] in methods and row["mask"] == "heart" and row["reference"] == "truth":
-            print(f"{time.perf_counter() - started:6.0f} s  {row['study']}, {row['setting']}: {row['method']} {row['psnr_db']:.2f} dB in the heart, {row['seconds']:.1f} s", flush=True)
+            print(
+                f"{time.perf_counter() - started:6.0f} s  {row['study']}, {row['setting']}: {row['method']} {row['psnr_db']:.2f} dB in the heart, {row['seconds']:.1f} s",
+                flush=True,
+            )
     rows = read_rows(rows_file)
     if args.ablation:
         write_csv(out / "ablation.csv", summary(rows))
@@ -195,15 +228,33 @@ def run_benchmark_command(args: argparse.Namespace) -> None:
         for _ in patient_rows(study, name, settings, methods, keep_images=images, **options):
             continue
         for setting in settings:
-            fig = plot_strip(study, images, setting, ("MLEM-50", "best stop", "best Gaussian", "best TV", ours, "full-dose MLEM-50"))
+            fig = plot_strip(
+                study, images, setting, ("MLEM-50", "best stop", "best Gaussian", "best TV", ours, "full-dose MLEM-50")
+            )
             fig.savefig(out / f"strip_{setting.replace(' ', '_')}.png", dpi=90)
             plt.close(fig)
-    write_json(out / "about.json", {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "versions": versions(), "prior": pretrained(args.prior).provenance, "studies": sorted({r["study"] for r in rows}), "settings": settings})
-    print(f"\nPSNR in the heart against the truth, {ours} minus the best classical image of the same data (95 % interval):")
+    write_json(
+        out / "about.json",
+        {
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": commit(),
+            "versions": versions(),
+            "prior": pretrained(args.prior).provenance,
+            "studies": sorted({r["study"] for r in rows}),
+            "settings": settings,
+        },
+    )
+    print(
+        f"\nPSNR in the heart against the truth, {ours} minus the best classical image of the same data (95 % interval):"
+    )
     for d in found:
         if (d["metric"], d["mask"], d["rival"]) == ("psnr_db", "heart", "best classical"):
-            print(f"  {d['setting']:12s} {d['difference']:+.2f} dB ({d['low']:+.2f} … {d['high']:+.2f}), worse in {d['studies_worse']} of {d['studies']}")
-    print(f"wrote {rows_file.name}, summary.csv, differences.csv, worse.csv and figures to {out}; {time.perf_counter() - started:.0f} s")
+            print(
+                f"  {d['setting']:12s} {d['difference']:+.2f} dB ({d['low']:+.2f} … {d['high']:+.2f}), worse in {d['studies_worse']} of {d['studies']}"
+            )
+    print(
+        f"wrote {rows_file.name}, summary.csv, differences.csv, worse.csv and figures to {out}; {time.perf_counter() - started:.0f} s"
+    )
 
 # %% ../nbs/67_cli_data.ipynb #b105f6d4
 def run_scanner(args: argparse.Namespace) -> None:
@@ -215,7 +266,9 @@ def run_info(args: argparse.Namespace) -> None:
     "`diffspect info`"
     for name, version in versions().items():
         print(f"{name:14s} {version}")
-    print(f"{'device':14s} {'cuda: ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}, {torch.get_num_threads()} threads, network in {fast_dtype(usable_device())}")
+    print(
+        f"{'device':14s} {'cuda: ' + torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}, {torch.get_num_threads()} threads, network in {fast_dtype(usable_device())}"
+    )
     cached = list(cache_dir().glob("**/*.safetensors"))
     folder = str(cache_dir()).replace(str(Path.home()), "~", 1)
     print(f"{'cache':14s} {folder}: {len(cached)} files, {sum(f.stat().st_size for f in cached) / 1e6:.0f} MB")

@@ -43,7 +43,20 @@ def writable(folder: str | Path) -> Path:
         return Path(folder)
 
 # %% ../nbs/66_cli_study.ipynb #5aef3f27
-OPTIONS = ("method", "counts", "views", "steps", "start", "anchor", "lambda_dps", "lambda_mlem", "tv", "prior", "seed", "device")
+OPTIONS = (
+    "method",
+    "counts",
+    "views",
+    "steps",
+    "start",
+    "anchor",
+    "lambda_dps",
+    "lambda_mlem",
+    "tv",
+    "prior",
+    "seed",
+    "device",
+)
 
 
 def repeated(path: str | Path, args: argparse.Namespace) -> Guidance | None:
@@ -65,7 +78,10 @@ def repeated(path: str | Path, args: argparse.Namespace) -> Guidance | None:
     if guidance and prior_hash(args.prior) != made.get("prior"):
         raise InputError(f"{path}: was made with another checkpoint called {args.prior!r}")
     if changed := sorted(k for k, v in versions().items() if earlier.get("versions", {}).get(k) != v):
-        print(f"note: other versions than then of {', '.join(changed)}; the result may differ in its last digits", file=sys.stderr)
+        print(
+            f"note: other versions than then of {', '.join(changed)}; the result may differ in its last digits",
+            file=sys.stderr,
+        )
     return guidance
 
 # %% ../nbs/66_cli_study.ipynb #3d053805
@@ -89,7 +105,11 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     if not args.study:
         raise InputError("name a study folder, or --from a result.json")
     full = Study.load(args.study)
-    made_from = {"folder": str(args.study), "study": study_hashes(args.study), "options": {name: getattr(args, name) for name in OPTIONS}}
+    made_from = {
+        "folder": str(args.study),
+        "study": study_hashes(args.study),
+        "options": {name: getattr(args, name) for name in OPTIONS},
+    }
     study = reduced_study(full, args.counts, args.views, args.seed)
     device = usable_device(args.device)
     prior = pretrained(args.prior, device) if args.method == "diffspect" else None
@@ -98,38 +118,85 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     details: dict = {"method": args.method}
     if args.method == "diffspect":
         chosen = {"seed": args.seed}
-        for option, name in (("steps", "steps"), ("lambda_dps", "lambda_dps"), ("lambda_mlem", "lambda_mlem"), ("tv", "tv_weight"), ("anchor", "anchor"), ("start", "start")):
+        for option, name in (
+            ("steps", "steps"),
+            ("lambda_dps", "lambda_dps"),
+            ("lambda_mlem", "lambda_mlem"),
+            ("tv", "tv_weight"),
+            ("anchor", "anchor"),
+            ("start", "start"),
+        ):
             if getattr(args, option) is not None:
                 chosen[name] = getattr(args, option)
         guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views, **chosen)
         trained_mm = prior.provenance.get("config", {}).get("grid", {}).get("voxel_mm")
         if trained_mm and abs(trained_mm - study.grid.voxel_mm) > 0.1:
-            print(f"note: the prior {args.prior!r} was trained on voxels of {trained_mm:g} mm, this study has {study.grid.voxel_mm:g} mm", file=sys.stderr)
+            print(
+                f"note: the prior {args.prior!r} was trained on voxels of {trained_mm:g} mm, this study has {study.grid.voxel_mm:g} mm",
+                file=sys.stderr,
+            )
         made_from["prior"] = prior_hash(args.prior)
         done = reconstruct(study, guidance, system=system, prior=prior)
         image, support = done.image.cpu(), done.support
-        details |= {"guidance": guidance.to_json(), "scale": done.scale, "prior": {"name": args.prior, "provenance": prior.provenance}}
+        details |= {
+            "guidance": guidance.to_json(),
+            "scale": done.scale,
+            "prior": {"name": args.prior, "provenance": prior.provenance},
+        }
         if args.samples:
-            spread = uncertainty_of(study, args.samples, prior, guidance=guidance, system=system if device.type == "cuda" else None)
+            spread = uncertainty_of(
+                study, args.samples, prior, guidance=guidance, system=system if device.type == "cuda" else None
+            )
             images, maps = {"mean": spread.mean}, {"uncertainty": spread.map(float(np.percentile(image, 99.9)))}
-            details["uncertainty"] = {"samples": spread.n, "level": 0.9, "temperature": spread.temperature, "floor": spread.floor}
+            details["uncertainty"] = {
+                "samples": spread.n,
+                "level": 0.9,
+                "temperature": spread.temperature,
+                "floor": spread.floor,
+            }
     else:
         iterations = args.steps or (50 if args.method == "mlem" else 5)
-        for step in mlem_steps(system, study.projections.to(device), iterations, background=study.background, n_subsets=1 if args.method == "mlem" else subset_count(len(study.views))):
+        for step in mlem_steps(
+            system,
+            study.projections.to(device),
+            iterations,
+            background=study.background,
+            n_subsets=1 if args.method == "mlem" else subset_count(len(study.views)),
+        ):
             image = step.image
-        support = measurement_support(system, study.projections.to(device), image, None if study.background is None else study.background.to(device))
+        support = measurement_support(
+            system,
+            study.projections.to(device),
+            image,
+            None if study.background is None else study.background.to(device),
+        )
         image = image.cpu() / study.count_fraction
         details["iterations"] = iterations
     support = replace(support, image=support.image.cpu())
-    details |= {"reduced_deviance": support.reduced, "seconds": time.perf_counter() - started, "counts": study.counts, "count_fraction": study.count_fraction, "views": list(study.views)}
+    details |= {
+        "reduced_deviance": support.reduced,
+        "seconds": time.perf_counter() - started,
+        "counts": study.counts,
+        "count_fraction": study.count_fraction,
+        "views": list(study.views),
+    }
     rows = scores_of(study, {args.method: image}) if references_of(study) else []
     result = details | {"metrics": rows, "versions": versions(), "device": str(device), "input": made_from}
     write_result(out, study, images | {args.method: image}, result, support, maps)
     if args.dicom is not None:
-        write_nm(out / "image.dcm", image, study.grid, args.dicom or None, args.anonymize, f"{args.method}, {len(study.views)} views")
+        write_nm(
+            out / "image.dcm",
+            image,
+            study.grid,
+            args.dicom or None,
+            args.anonymize,
+            f"{args.method}, {len(study.views)} views",
+        )
     if rows:
         print(score_table(rows))
-    print(f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, {'mean.nii.gz, uncertainty.nii.gz, ' if maps else ''}views.png{', image.dcm' if args.dicom is not None else ''} and result.json to {out}")
+    print(
+        f"{args.method}: {details['seconds']:.1f} s, reduced deviance {support.reduced:.3f}; wrote image.nii.gz, support.nii.gz, {'mean.nii.gz, uncertainty.nii.gz, ' if maps else ''}views.png{', image.dcm' if args.dicom is not None else ''} and result.json to {out}"
+    )
 
 # %% ../nbs/66_cli_study.ipynb #a8c681e6
 def run_probe(args: argparse.Namespace) -> None:
@@ -144,22 +211,43 @@ def run_probe(args: argparse.Namespace) -> None:
     if not region.any():
         raise InputError(f"{args.region}: the region is empty, not a single voxel of it is above 0")
     filled = filled_from_around(image, region) if args.level is None else torch.where(region, args.level, image)
-    found = probe_region(study.system(), study.projections, image * study.count_fraction, region, filled * study.count_fraction, study.background)
+    found = probe_region(
+        study.system(),
+        study.projections,
+        image * study.count_fraction,
+        region,
+        filled * study.count_fraction,
+        study.background,
+    )
     shown, instead = float(image[region].mean()), float(filled[region].mean())
     middle = tuple(int(c) for c in torch.nonzero(region).float().mean(0).round())
     pictures = {
-        "region.png": show_slices({"as shown": image, "replaced": filled}, middle, float(np.percentile(image, 99.9)), grid.voxel_mm),
+        "region.png": show_slices(
+            {"as shown": image, "replaced": filled}, middle, float(np.percentile(image, 99.9)), grid.voxel_mm
+        ),
         "probe.png": plot_probe({"region": found}).set_title(found.verdict, fontsize=9).figure,
     }
     with atomic_folder(out) as tmp:
         for file, figure in pictures.items():
             figure.savefig(tmp / file, dpi=110)
             plt.close(figure)
-        write_json(tmp / "probe.json", {
-            "verdict": found.verdict, "log_likelihood_ratio": found.log_likelihood_ratio, "amount": found.amount, "standard_error": found.standard_error,
-            "voxels": int(region.sum()), "shown": shown, "replaced_by": instead, "result": str(folder), "versions": versions(),
-        })
-    print(f"{int(region.sum())} voxels ({float(region.sum()) * grid.voxel_mm**3 / 1000:.1f} ml) show {shown:.4g} photons per voxel; asked instead: {instead:.4g}")
+        write_json(
+            tmp / "probe.json",
+            {
+                "verdict": found.verdict,
+                "log_likelihood_ratio": found.log_likelihood_ratio,
+                "amount": found.amount,
+                "standard_error": found.standard_error,
+                "voxels": int(region.sum()),
+                "shown": shown,
+                "replaced_by": instead,
+                "result": str(folder),
+                "versions": versions(),
+            },
+        )
+    print(
+        f"{int(region.sum())} voxels ({float(region.sum()) * grid.voxel_mm**3 / 1000:.1f} ml) show {shown:.4g} photons per voxel; asked instead: {instead:.4g}"
+    )
     print(found)
     print(f"wrote region.png, probe.png and probe.json to {out}")
 
@@ -172,7 +260,10 @@ def oracle_rivals(study: Study, steps: list[Step]) -> list[dict]:
         errors = [float(((s.image / study.count_fraction - study.truth)[mask] ** 2).sum()) for s in steps]
         best = int(np.argmin(errors))
         filtered, sigma = best_gaussian(mlem50, study.truth, mask)
-        for name, image in ((f"MLEM-{best + 1}, best stop", steps[best].image / study.count_fraction), (f"MLEM-50, best Gaussian ({sigma:g})", filtered)):
+        for name, image in (
+            (f"MLEM-{best + 1}, best stop", steps[best].image / study.count_fraction),
+            (f"MLEM-50, best Gaussian ({sigma:g})", filtered),
+        ):
             rows += score(image, {"truth": study.truth}, {mask_name: mask}, name)
     return rows
 
@@ -186,18 +277,35 @@ def run_demo(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     system = study.system()
     print(f"system matrix ready in {time.perf_counter() - started:.1f} s")
-    done = reconstruct(study, default_guidance(study.count_level, len(study.views) / study.scanner.n_views, seed=args.seed), system=system)
+    done = reconstruct(
+        study,
+        default_guidance(study.count_level, len(study.views) / study.scanner.n_views, seed=args.seed),
+        system=system,
+    )
     print(f"guided reconstruction in {done.provenance['seconds']:.1f} s, reduced deviance {done.support.reduced:.3f}")
     steps = list(mlem_steps(system, study.projections, 150))
-    images = {"full-dose MLEM-50": full.reference, "MLEM-50": steps[49].image / study.count_fraction, "guided": done.image}
+    images = {
+        "full-dose MLEM-50": full.reference,
+        "MLEM-50": steps[49].image / study.count_fraction,
+        "guided": done.image,
+    }
     rows = oracle_rivals(study, steps) + scores_of(study, images)
     rows = [r for r in rows if r["image"] != r["reference"]]
     rows.sort(key=lambda r: (r["reference"] != "truth", r["mask"] != "heart", r["psnr_db"]))
-    result = {"guidance": done.guidance.to_json(), "scale": done.scale, "metrics": rows, "versions": versions(), "reduced_deviance": done.support.reduced, "seconds": time.perf_counter() - started}
+    result = {
+        "guidance": done.guidance.to_json(),
+        "scale": done.scale,
+        "metrics": rows,
+        "versions": versions(),
+        "reduced_deviance": done.support.reduced,
+        "seconds": time.perf_counter() - started,
+    }
     pictures = {"truth": full.truth} | images
     write_result(out, study, pictures, result, done.support)
     print(score_table(rows))
-    print(f"wrote image.nii.gz (guided), the images it is compared with, support.nii.gz, views.png and result.json to {out}; {time.perf_counter() - started:.0f} s")
+    print(
+        f"wrote image.nii.gz (guided), the images it is compared with, support.nii.gz, views.png and result.json to {out}; {time.perf_counter() - started:.0f} s"
+    )
 
 # %% ../nbs/66_cli_study.ipynb #a442118f
 def run_read(args: argparse.Namespace) -> None:
@@ -211,7 +319,9 @@ def run_read(args: argparse.Namespace) -> None:
             continue
         image, own = read_activity(path)
         if grid is not None and own != grid:
-            raise InputError(f"{path}: stress and rest must share one grid, got {own.shape} voxels of {own.voxel_mm:g} mm and {grid.shape} of {grid.voxel_mm:g} mm")
+            raise InputError(
+                f"{path}: stress and rest must share one grid, got {own.shape} voxels of {own.voxel_mm:g} mm and {grid.shape} of {grid.voxel_mm:g} mm"
+            )
         grid = own
         found = find_ventricle(image, grid, None if args.mask is None else load_image(args.mask))
         if name != "rest":
@@ -219,21 +329,38 @@ def run_read(args: argparse.Namespace) -> None:
         images[name], ventricles[name], discs[name] = image, found, polar_map(image, found, grid)
     deficits = {name: deficit(disc, normal) for name, disc in discs.items()}
     with atomic_folder(out) as tmp:
-        for file, figure in (("views.png", show_views(images, ventricles, grid)), ("polar.png", show_reading(discs, normal))):
+        for file, figure in (
+            ("views.png", show_views(images, ventricles, grid)),
+            ("polar.png", show_reading(discs, normal)),
+        ):
             figure.savefig(tmp / file, dpi=110)
             plt.close(figure)
         rows = [{"image": name} | row for name, disc in discs.items() for row in segment_table(disc)]
         write_csv(tmp / "segments.csv", rows)
-        write_json(tmp / "reading.json", {
-            "normals": {"n": normal.n, "about": normal.about}, "versions": versions(),
-            "images": {name: {
-                "azimuth_deg": v.azimuth_deg, "elevation_deg": v.elevation_deg, "center_mm": v.center_mm.tolist(), "radius_mm": v.radius_mm, "match": v.match,
-                "extent_percent": deficits[name].extent_percent, "severity_sd": deficits[name].severity_sd,
-            } for name, v in ventricles.items()},
-        })
+        write_json(
+            tmp / "reading.json",
+            {
+                "normals": {"n": normal.n, "about": normal.about},
+                "versions": versions(),
+                "images": {
+                    name: {
+                        "azimuth_deg": v.azimuth_deg,
+                        "elevation_deg": v.elevation_deg,
+                        "center_mm": v.center_mm.tolist(),
+                        "radius_mm": v.radius_mm,
+                        "match": v.match,
+                        "extent_percent": deficits[name].extent_percent,
+                        "severity_sd": deficits[name].severity_sd,
+                    }
+                    for name, v in ventricles.items()
+                },
+            },
+        )
     for name, v in ventricles.items():
         d = deficits[name]
-        print(f"{name}: apex {v.azimuth_deg:.0f}° left and {v.elevation_deg:.0f}° down (match {v.match:.2f}); {d.extent_percent:.0f} % of the wall more than {THRESHOLD_SD} SD below {normal.n} simulated normals")
+        print(
+            f"{name}: apex {v.azimuth_deg:.0f}° left and {v.elevation_deg:.0f}° down (match {v.match:.2f}); {d.extent_percent:.0f} % of the wall more than {THRESHOLD_SD} SD below {normal.n} simulated normals"
+        )
     if args.rest:
         back = reversibility(deficits["stress"], deficits["rest"], discs["stress"].area)
         print(f"of it {back.reversible_percent:.0f} % of the wall reversible, {back.fixed_percent:.0f} % fixed")
@@ -245,5 +372,16 @@ def run_evaluate(args: argparse.Namespace) -> None:
     image, reference = load_image(args.image), load_image(args.reference)
     mask = load_image(args.mask) > 0 if args.mask else torch.ones(reference.shape, dtype=torch.bool)
     if image.shape != reference.shape or mask.shape != reference.shape:
-        raise InputError(f"{args.image}: image, reference and mask must share one shape, got {tuple(image.shape)}, {tuple(reference.shape)}, {tuple(mask.shape)}")
-    print(score_table(score(image, {Path(args.reference).name: reference}, {Path(args.mask).name if args.mask else "all voxels": mask}, Path(args.image).name)))
+        raise InputError(
+            f"{args.image}: image, reference and mask must share one shape, got {tuple(image.shape)}, {tuple(reference.shape)}, {tuple(mask.shape)}"
+        )
+    print(
+        score_table(
+            score(
+                image,
+                {Path(args.reference).name: reference},
+                {Path(args.mask).name if args.mask else "all voxels": mask},
+                Path(args.image).name,
+            )
+        )
+    )

@@ -27,7 +27,14 @@ from .geometry import Scanner, dnm570c, named_scanner, tiny_grid
 from .mlem import mlem
 from .phantom import torso
 from diffspect_nb.prior import (
-    AROUND_MM, CEILING, EARLY_UPDATES, HEART_MM, LATE_UPDATES, RECOVERY, early_and_late, intensity_scale,
+    AROUND_MM,
+    CEILING,
+    EARLY_UPDATES,
+    HEART_MM,
+    LATE_UPDATES,
+    RECOVERY,
+    early_and_late,
+    intensity_scale,
 )
 from .slice_network import relative_to_water
 from .study import Mismatch, Study, central_row, keep_views, simulate, simulate_mismatched, thin
@@ -58,24 +65,44 @@ def simulated_study(
 
 
 @lru_cache(maxsize=1)
-def _true_system(index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device = "cpu") -> tuple[SystemMatrix, ImageGrid]:
+def _true_system(
+    index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device = "cpu"
+) -> tuple[SystemMatrix, ImageGrid]:
     "One of the training cohort's real scanners: its holes, and where its voxels lie."
     system, around = Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid, cache=False)
     return system.to(device), around
 
 # %% ../nbs/15_cohort.ipynb #47aec4a0
-def training_study(seed: int, scanner: Scanner, grid: ImageGrid, heart: str | None = None, scanners: int = 4, device: str | torch.device = "cpu") -> Study:
+def training_study(
+    seed: int,
+    scanner: Scanner,
+    grid: ImageGrid,
+    heart: str | None = None,
+    scanners: int = 4,
+    device: str | torch.device = "cpu",
+) -> Study:
     "Patient number `seed` of the training cohort, acquired by one of `scanners` that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
     rng = np.random.default_rng([seed, 1])
     shared, own = Mismatch.draw(np.random.default_rng([570, seed % scanners])), Mismatch.draw(rng)
     mismatch = replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
     counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, heart=heart), scanner, grid, counts, rng, mismatch, _true_system(seed % scanners, scanner, grid, device))
+    return simulate_mismatched(
+        lambda g: torso(np.random.default_rng(seed), g, heart=heart),
+        scanner,
+        grid,
+        counts,
+        rng,
+        mismatch,
+        _true_system(seed % scanners, scanner, grid, device),
+    )
 
 
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
     "Eight acquisitions of one patient, grouped by views: all views at full and three lower doses, and two smaller sets of views at full and one lower dose."
-    def dose(low): return float(np.exp(rng.uniform(np.log(low), np.log(0.7))))
+
+    def dose(low):
+        return float(np.exp(rng.uniform(np.log(low), np.log(0.7))))
+
     groups = [[study, *(thin(study, dose(0.007), rng) for _ in range(3))]]
     for n in rng.permutation([v for v in (1, 3, 5, 7, 9) if v <= len(central_row(study.scanner))])[:2]:
         few = keep_views(study, int(n))
@@ -100,17 +127,29 @@ def make_patient(path: Path, seed: int, study: Study, base: SystemMatrix, heart:
             table.append((len(s.views), s.count_fraction))
     heart = study.heart if study.heart is not None else torch.zeros(grid.shape, dtype=torch.bool)
     tensors = {
-        "truth": phantom.activity.half(), "deficit": (healthy.activity - phantom.activity).clamp(0, 1).half(), "mu": study.mu.half(), "heart": heart, "early": torch.stack(early), "late": torch.stack(late),
-        "ratio": torch.tensor(ratio), "acquisition": torch.tensor(table),
+        "truth": phantom.activity.half(),
+        "deficit": (healthy.activity - phantom.activity).clamp(0, 1).half(),
+        "mu": study.mu.half(),
+        "heart": heart,
+        "early": torch.stack(early),
+        "late": torch.stack(late),
+        "ratio": torch.tensor(ratio),
+        "acquisition": torch.tensor(table),
     }
     with atomic_path(path) as tmp:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata={"photons": repr(photons), "counts": repr(study.counts)})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            tmp,
+            metadata={"photons": repr(photons), "counts": repr(study.counts)},
+        )
 
 # %% ../nbs/15_cohort.ipynb #e15d5d93
 def make_mlem50(path: Path, seed: int, study: Study, base: SystemMatrix, heart: str | None = None) -> None:
     "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
     photons = float(study.truth.sum() / torso(np.random.default_rng(seed), study.grid, heart=heart).activity.sum())
-    image = mlem(base.attenuate(attenuation_factors(study.mu.to(base.device), study.scanner, study.grid)), study.projections, 50).cpu()
+    image = mlem(
+        base.attenuate(attenuation_factors(study.mu.to(base.device), study.scanner, study.grid)), study.projections, 50
+    ).cpu()
     with atomic_path(path) as tmp:
         save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
 
@@ -120,7 +159,9 @@ def generator_fingerprint() -> str:
     "Hash of what the phantom generator draws (three patients on a coarse grid, rounded) and of how they are acquired: changes when the patients do, not when a comment does."
     drawn = [torso(np.random.default_rng(seed), tiny_grid()) for seed in range(3)]
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
-    acquired = repr((Mismatch.draw(np.random.default_rng(0)), EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM)).encode()
+    acquired = repr(
+        (Mismatch.draw(np.random.default_rng(0)), EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM)
+    ).encode()
     return hashlib.sha256(b"".join([*rounded, acquired])).hexdigest()
 
 
@@ -144,7 +185,11 @@ class Patients:
         return Patients(**{name: getattr(self, name).to(device) for name in ("label", "ct", *KEPT[1:])})
 
 # %% ../nbs/15_cohort.ipynb #bb967546
-UNUSUAL = {"hypertrophic": 0.6, "dilated": 0.2, "small": 0.2}  # kinds of heart that are rare, and how often each stands for a usual one
+UNUSUAL = {
+    "hypertrophic": 0.6,
+    "dilated": 0.2,
+    "small": 0.2,
+}  # kinds of heart that are rare, and how often each stands for a usual one
 
 
 @dataclass(frozen=True)
@@ -161,21 +206,32 @@ class Cohort:
     @property
     def folder(self) -> Path:
         "Where the patients are kept: the name is a hash of all that shapes them."
-        key = hashlib.sha256(f"{FILE_VERSION} {generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name} {self.scanners}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            f"{FILE_VERSION} {generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name} {self.scanners}".encode()
+        ).hexdigest()[:16]
         return cache_dir() / f"cohort-{key}"
 
     def path(self, seed: int, label: str = "truth") -> Path:
         "File of one patient; the MLEM-50 label, which takes as long as all the rest, has its own."
-        return self.folder / ("-".join([f"{seed:06d}", *filter(None, [self.heart(seed)]), *(["mlem50"] if label == "mlem50" else [])]) + ".safetensors")
+        return self.folder / (
+            "-".join([f"{seed:06d}", *filter(None, [self.heart(seed)]), *(["mlem50"] if label == "mlem50" else [])])
+            + ".safetensors"
+        )
 
     def heart(self, seed: int) -> str | None:
         "The kind of heart that patient is given; None: as drawn."
         rng = np.random.default_rng([seed, 3])
         return str(rng.choice(list(UNUSUAL), p=list(UNUSUAL.values()))) if rng.random() < self.unusual else None
 
-    def make(self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu") -> Iterator[int]:
+    def make(
+        self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu"
+    ) -> Iterator[int]:
         "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
-        wanted = [(seed, kind) for kind in dict.fromkeys(["truth", label]) for seed in range(self.first_seed, self.first_seed + self.n)]
+        wanted = [
+            (seed, kind)
+            for kind in dict.fromkeys(["truth", label])
+            for seed in range(self.first_seed, self.first_seed + self.n)
+        ]
         missing = {job: path for job in wanted if not (path := self.path(*job)).exists()}
         groups = self._groups(list(missing), workers or os.cpu_count() or 1)
         workers = min(workers or os.cpu_count() or 1, len(groups))
@@ -214,7 +270,9 @@ class Cohort:
                     with safe_open(self.path(seed, label), framework="pt") as file:
                         found["label"].append(file.get_tensor(label))
             except (OSError, SafetensorError) as e:
-                raise InputError(f"{self.path(seed)}: patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first") from None
+                raise InputError(
+                    f"{self.path(seed)}: patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first"
+                ) from None
         stacked = {name: torch.stack(parts) for name, parts in found.items()}
         mu = stacked.pop("mu")
         return Patients(ct=relative_to_water(mu.float()).half(), **stacked)
@@ -247,14 +305,29 @@ def held_out_study(seed: int, scanner_name: str = "dnm570c", grid: ImageGrid | N
     grid, scanner, rng = grid or ImageGrid(), named_scanner(scanner_name), np.random.default_rng([seed, 3])
     mismatch = Mismatch.draw(rng)
     counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    study = simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g), scanner, grid, counts, rng, mismatch, mismatch.true_system(scanner, grid, cache=False))
+    study = simulate_mismatched(
+        lambda g: torso(np.random.default_rng(seed), g),
+        scanner,
+        grid,
+        counts,
+        rng,
+        mismatch,
+        mismatch.true_system(scanner, grid, cache=False),
+    )
     return replace(study, meta=study.meta | {"seed": seed})
 
 # %% ../nbs/15_cohort.ipynb #c4ab3786
-TERRITORIES = {"none": None, "anterior (LAD)": ("LAD", 25.0), "lateral (LCx)": ("LCx", 270.0), "inferior (RCA)": ("RCA", 180.0)}
+TERRITORIES = {
+    "none": None,
+    "anterior (LAD)": ("LAD", 25.0),
+    "lateral (LCx)": ("LCx", 270.0),
+    "inferior (RCA)": ("RCA", 180.0),
+}
 
 # %% ../nbs/15_cohort.ipynb #4944423c
-def simulated_patient(seed: int = 0, sex: str = "f", size: float = 1.0, defect: str = "none", severity: float = 0.5, counts: float = 10e6) -> Study:
+def simulated_patient(
+    seed: int = 0, sex: str = "f", size: float = 1.0, defect: str = "none", severity: float = 0.5, counts: float = 10e6
+) -> Study:
     "A patient made to order at full dose, acquired as the model says, with a full-dose MLEM-50 reference. `defect` is one of `TERRITORIES`, `severity` the share of activity that it takes, 0 … 1."
     if defect not in TERRITORIES:
         raise InputError(f"defect must be one of {list(TERRITORIES)}, got {defect!r}")
@@ -262,10 +335,24 @@ def simulated_patient(seed: int = 0, sex: str = "f", size: float = 1.0, defect: 
         raise InputError(f"severity must be in [0, 1], got {severity}")
     found = []
     if place := TERRITORIES[defect]:
-        found = [{"territory": place[0], "severity": severity, "center_deg": place[1], "half_extent_deg": 35.0, "height_from": 0.25, "height_to": 0.85, "edge_mm": 5.0}]
+        found = [
+            {
+                "territory": place[0],
+                "severity": severity,
+                "center_deg": place[1],
+                "half_extent_deg": 35.0,
+                "height_from": 0.25,
+                "height_to": 0.85,
+                "edge_mm": 5.0,
+            }
+        ]
     rng = np.random.default_rng(seed)
     phantom = torso(rng, defects=found, sex=sex, size=size)
     scanner = dnm570c()
     system = SystemMatrix.build(scanner, phantom.grid, phantom.mu)
     study = simulate(phantom, scanner, counts, rng, system)
-    return replace(study, reference=mlem(system, study.projections, 50, background=study.background), meta=study.meta | {"seed": seed})
+    return replace(
+        study,
+        reference=mlem(system, study.projections, 50, background=study.background),
+        meta=study.meta | {"seed": seed},
+    )

@@ -49,7 +49,10 @@ class ImageGrid:
 
     def axes_mm(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "Voxel-centre coordinates along z, y and x, mm."
-        return tuple((np.arange(n) - (n - 1) / 2) * self.voxel_mm + c for n, c in zip(self.shape, self.center_mm[::-1], strict=True))
+        return tuple(
+            (np.arange(n) - (n - 1) / 2) * self.voxel_mm + c
+            for n, c in zip(self.shape, self.center_mm[::-1], strict=True)
+        )
 
     def centers_mm(self) -> np.ndarray:  # (n_voxels, 3), columns x, y, z
         "World coordinates of every voxel centre, flat in array order, mm (LPS)."
@@ -152,7 +155,10 @@ def show_slices(
             ax.xaxis.label.set_size(7)
             ax.yaxis.label.set_size(7)
     shared = len(volumes)
-    for rows, (top, _, name) in [(axes[:shared], scales[0]), *((axes[n : n + 1], scales[n]) for n in range(shared, len(axes)))]:
+    for rows, (top, _, name) in [
+        (axes[:shared], scales[0]),
+        *((axes[n : n + 1], scales[n]) for n in range(shared, len(axes))),
+    ]:
         bar = fig.colorbar(rows[0, 0].images[0], ax=rows, shrink=0.8, aspect=30 if len(rows) > 1 else 15)
         bar.set_label(f"{name} (0 … {top:.3g})", size=8)
         bar.ax.tick_params(labelsize=7)

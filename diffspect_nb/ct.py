@@ -76,21 +76,31 @@ def read_ct(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             raise InputError(f"{folder}: must hold the DICOM slices of one CT, found {len(slices)}")
         if len({str(s.SeriesInstanceUID) for s in slices}) > 1:
             raise InputError(f"{folder}: holds slices of several CT series, expected one")
-        if any(not np.allclose(np.array(s.ImageOrientationPatient, float), [1, 0, 0, 0, 1, 0], atol=0.02) for s in slices):
+        if any(
+            not np.allclose(np.array(s.ImageOrientationPatient, float), [1, 0, 0, 0, 1, 0], atol=0.02) for s in slices
+        ):
             raise InputError(f"{folder}: only untilted transverse CT slices (orientation 1,0,0,0,1,0) are supported")
         slices.sort(key=lambda s: float(s.ImagePositionPatient[2]))
         z = np.array([float(s.ImagePositionPatient[2]) for s in slices])
         if not np.allclose(np.diff(z), np.diff(z)[0], atol=0.1):
             raise InputError(f"{folder}: CT slices are not evenly spaced, a slice may be missing")
-        hu = np.stack([s.pixel_array.astype(np.float32) * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices])
-        return hu, np.array(slices[0].ImagePositionPatient, float), np.array([np.diff(z)[0], *map(float, slices[0].PixelSpacing)])
+        hu = np.stack(
+            [s.pixel_array.astype(np.float32) * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]
+        )
+        return (
+            hu,
+            np.array(slices[0].ImagePositionPatient, float),
+            np.array([np.diff(z)[0], *map(float, slices[0].PixelSpacing)]),
+        )
 
 # %% ../nbs/31_ct.ipynb #f0103ebe
 @dataclass(frozen=True)
 class Placement:
     "Where a CT lies: point p of the SPECT frame is R(angles)·(p − c) + c + center in the CT's frame, c the grid's middle. A rigid motion. Raises `InputError` on what is no number."
 
-    center_mm: tuple[float, float, float]  # point of the CT (x, y, z; its LPS mm) at the origin of the SPECT frame, before turning
+    center_mm: tuple[
+        float, float, float
+    ]  # point of the CT (x, y, z; its LPS mm) at the origin of the SPECT frame, before turning
     angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)  # about x, then y, then z
 
     def __post_init__(self):
@@ -102,9 +112,13 @@ class Placement:
 
     def nudge(self, mm: tuple[float, float, float]) -> Placement:
         "The placement with the CT moved by so many mm to the patient's left, back and head."
-        return replace(self, center_mm=tuple(float(c) for c in np.array(self.center_mm) - self._turn() @ np.asarray(mm, float)))
+        return replace(
+            self, center_mm=tuple(float(c) for c in np.array(self.center_mm) - self._turn() @ np.asarray(mm, float))
+        )
 
-    def to_ct(self, points: np.ndarray, middle: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:  # (n, 3), mm
+    def to_ct(
+        self, points: np.ndarray, middle: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ) -> np.ndarray:  # (n, 3), mm
         "Points (n, 3) of the SPECT frame, (x, y, z) mm, in the CT's frame; `middle` of the grid is what the CT turns about."
         return (np.asarray(points, float) - middle) @ self._turn().T + middle + self.center_mm
 
@@ -175,14 +189,23 @@ def register_ct(
     if not top > 0:
         raise InputError("the emission image is empty where it should be registered")
     seen, points = np.clip(emission[thin] / top, 0, 1), grid.centers_mm()[thin.ravel()]
-    tissue = replace(volume, mu=gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm]))
+    tissue = replace(
+        volume, mu=gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm])
+    )
 
     def told(v: np.ndarray) -> float:
         places = Placement(tuple(v[:3]), tuple(v[3:]) if len(v) > 3 else start.angles_deg).to_ct(points, grid.center_mm)
         return -normalized_mutual_information(seen, tissue.at(places), bins=24)
 
-    shifted = minimize(told, start.center_mm, method="Powell", options={"direc": 8 * np.eye(3), "xtol": 0.3, "ftol": 1e-6}).x
-    turned = minimize(told, [*shifted, *start.angles_deg], method="Powell", options={"direc": np.diag([4.0, 4, 4, 3, 3, 3]), "xtol": 0.2, "ftol": 1e-7}).x
+    shifted = minimize(
+        told, start.center_mm, method="Powell", options={"direc": 8 * np.eye(3), "xtol": 0.3, "ftol": 1e-6}
+    ).x
+    turned = minimize(
+        told,
+        [*shifted, *start.angles_deg],
+        method="Powell",
+        options={"direc": np.diag([4.0, 4, 4, 3, 3, 3]), "xtol": 0.2, "ftol": 1e-7},
+    ).x
     return Placement(tuple(turned[:3]), tuple(turned[3:]))
 
 # %% ../nbs/31_ct.ipynb #de87e528
@@ -208,12 +231,22 @@ def plot_registration(mu: Tensor, image: Tensor, grid: ImageGrid) -> plt.Figure:
     smooth = gaussian_filter(np.asarray(image), 8 / grid.voxel_mm)
     near = around_heart(grid)
     center = np.unravel_index(int(np.where(near, smooth, 0).argmax()), grid.shape)
-    fig = show_slices({"emission, tissue outlined": image}, center=center, vmax=float(np.percentile(np.asarray(image)[near], 99.5)), voxel_mm=grid.voxel_mm, cmap="gray")
+    fig = show_slices(
+        {"emission, tissue outlined": image},
+        center=center,
+        vmax=float(np.percentile(np.asarray(image)[near], 99.5)),
+        voxel_mm=grid.voxel_mm,
+        cmap="gray",
+    )
     nz, ny, nx = (n * grid.voxel_mm / 2 for n in grid.shape)
     k, j, i = center
     tissue = np.asarray(mu)
-    for ax, plane, (right, top) in zip(fig.axes[:3], (tissue[k], tissue[:, j], tissue[:, :, i]), ((nx, ny), (nx, nz), (ny, nz)), strict=True):
+    for ax, plane, (right, top) in zip(
+        fig.axes[:3], (tissue[k], tissue[:, j], tissue[:, :, i]), ((nx, ny), (nx, nz), (ny, nz)), strict=True
+    ):
         half = grid.voxel_mm / 2
-        across, up = (np.linspace(-end + half, end - half, n) for end, n in zip((right, top), plane.shape[::-1], strict=True))
+        across, up = (
+            np.linspace(-end + half, end - half, n) for end, n in zip((right, top), plane.shape[::-1], strict=True)
+        )
         ax.contour(across, up, plane, levels=[0.04, 0.1], colors=["C1", "C0"], linewidths=1)
     return fig

@@ -55,8 +55,17 @@ class Wish:
 
     def code(self) -> str:
         "Python that repeats it."
-        made = {"given": "study", "sample": "Study.load(sample_folder())", "folder": f"Study.load({str(self.source[-1])!r})", "simulated": f"simulated_patient{self.source[1:]!r}"}[self.source[0]]
-        chosen = {f.name: getattr(self.guidance, f.name) for f in fields(Guidance) if getattr(self.guidance, f.name) != f.default}
+        made = {
+            "given": "study",
+            "sample": "Study.load(sample_folder())",
+            "folder": f"Study.load({str(self.source[-1])!r})",
+            "simulated": f"simulated_patient{self.source[1:]!r}",
+        }[self.source[0]]
+        chosen = {
+            f.name: getattr(self.guidance, f.name)
+            for f in fields(Guidance)
+            if getattr(self.guidance, f.name) != f.default
+        }
         arguments = ", ".join(f"{k}={v!r}" for k, v in chosen.items())
         return f"study = reduced_study({made}, {self.counts}, {self.views}, {self.data_seed})\nimage = reconstruct(study, Guidance({arguments}), prior=pretrained({self.prior!r})).image"
 
@@ -75,13 +84,25 @@ class Run:
 class ReconstructionDashboard(Dashboard):
     "Slide counts, views and guidance and watch the reconstruction change. `history` keeps the last results; `wait()` and `last` serve scripts."
 
-    def __init__(self, study: Study | str | Path | None = None, debounce_s: float = 0.1):  # a study, its folder, or nothing: the shipped sample
+    def __init__(
+        self, study: Study | str | Path | None = None, debounce_s: float = 0.1
+    ):  # a study, its folder, or nothing: the shipped sample
         wide, given = w.Layout(width="100%"), study if isinstance(study, Study) else None
         places = [("sample patient", "sample"), ("simulated patient", "simulated"), ("folder", "folder")]
         start = "given" if given else "folder" if study is not None else "sample"
         controls = {
-            "source": w.Dropdown(options=[*([("the study passed in", "given")] if given else []), *places], value=start, description="study", layout=wide),
-            "folder": w.Text("" if study is None or given else str(study), placeholder="study folder", description="folder", layout=wide),
+            "source": w.Dropdown(
+                options=[*([("the study passed in", "given")] if given else []), *places],
+                value=start,
+                description="study",
+                layout=wide,
+            ),
+            "folder": w.Text(
+                "" if study is None or given else str(study),
+                placeholder="study folder",
+                description="folder",
+                layout=wide,
+            ),
             "sim_seed": w.BoundedIntText(1, min=0, max=10**6, description="number", layout=wide),
             "sex": w.Dropdown(options=[("female", "f"), ("male", "m")], value="f", description="sex", layout=wide),
             "size": w.FloatSlider(1.0, min=0.8, max=1.3, step=0.05),
@@ -89,7 +110,12 @@ class ReconstructionDashboard(Dashboard):
             "severity": w.FloatSlider(0.5, min=0, max=1, step=0.05),
             "counts": w.SelectionSlider(options=[(f"{100 * c:g} %", c) for c in COUNT_LEVELS], value=0.05),
             "views": w.SelectionSlider(options=[("1", 1), ("3", 3), ("5", 5), ("7", 7), ("9", 9), ("all", 0)], value=0),
-            "preset": w.Dropdown(options=[("default", "default"), ("as published", "paper"), ("your own", "own")], value="default", description="settings", layout=wide),
+            "preset": w.Dropdown(
+                options=[("default", "default"), ("as published", "paper"), ("your own", "own")],
+                value="default",
+                description="settings",
+                layout=wide,
+            ),
             "lambda_dps": w.FloatSlider(0, min=0, max=1, step=0.005, readout_format=".3f"),
             "lambda_mlem": w.FloatSlider(0, min=0, max=1, step=0.005, readout_format=".3f"),
             "tv_weight": w.FloatSlider(0, min=0, max=0.1, step=0.002, readout_format=".3f"),
@@ -101,36 +127,90 @@ class ReconstructionDashboard(Dashboard):
         self.knobs = {
             name: Knob(controls[name], title, what)
             for name, title, what in (
-                ("size", "size", "of the chest"), ("severity", "severity", "activity lost"), ("counts", "counts", "of full dose"), ("views", "views", "central ones"),
-                ("lambda_dps", "λ_dps", "pull to the input"), ("lambda_mlem", "λ_mlem", "MLEM insertion"), ("tv_weight", "TV weight", "between slices"),
-                ("anchor", "anchor", "hold of the prior"), ("steps", "steps", "noise levels"), ("start", "late start", "first noise level"),
+                ("size", "size", "of the chest"),
+                ("severity", "severity", "activity lost"),
+                ("counts", "counts", "of full dose"),
+                ("views", "views", "central ones"),
+                ("lambda_dps", "λ_dps", "pull to the input"),
+                ("lambda_mlem", "λ_mlem", "MLEM insertion"),
+                ("tv_weight", "TV weight", "between slices"),
+                ("anchor", "anchor", "hold of the prior"),
+                ("steps", "steps", "noise levels"),
+                ("start", "late start", "first noise level"),
             )
         }
-        self.load_button = w.Button(description="Load", tooltip="load or simulate this study and reconstruct it", layout=w.Layout(width="84px"))
+        self.load_button = w.Button(
+            description="Load", tooltip="load or simulate this study and reconstruct it", layout=w.Layout(width="84px")
+        )
         k = self.knobs
         self._folder_box = w.VBox([controls["folder"]])
-        self._simulated_box = w.VBox([controls["sim_seed"], controls["sex"], k["size"], controls["defect"], k["severity"]])
+        self._simulated_box = w.VBox(
+            [controls["sim_seed"], controls["sex"], k["size"], controls["defect"], k["severity"]]
+        )
         layout = [
-            _heading("Study"), controls["source"], self._folder_box, self._simulated_box, self.load_button,
-            _heading("Acquisition"), k["counts"], k["views"],
-            _heading("Guidance"), controls["preset"], *(k[n] for n in GUIDANCE_KNOBS), controls["seed"],
+            _heading("Study"),
+            controls["source"],
+            self._folder_box,
+            self._simulated_box,
+            self.load_button,
+            _heading("Acquisition"),
+            k["counts"],
+            k["views"],
+            _heading("Guidance"),
+            controls["preset"],
+            *(k[n] for n in GUIDANCE_KNOBS),
+            controls["seed"],
         ]
-        self.first, self.second = (w.Dropdown(options=[], description=text, layout=w.Layout(width="min(100%, 420px)")) for text in ("compare", "with"))
-        self.compare_button, self.live_button, self.probe_button, self.export_button = (w.Button(description=text, tooltip=tip, layout=w.Layout(width="110px")) for text, tip in (
-            ("Compare", "show the two chosen results side by side"), ("Show live", "show input, guided image, full dose and truth"),
-            ("Probe", "ask the counts about 12 mm round the crosshair of the first chosen result: as shown, or at the level around it?"), ("Export", "write the first chosen result as NIfTI, picture and result.json")))
+        self.first, self.second = (
+            w.Dropdown(options=[], description=text, layout=w.Layout(width="min(100%, 420px)"))
+            for text in ("compare", "with")
+        )
+        self.compare_button, self.live_button, self.probe_button, self.export_button = (
+            w.Button(description=text, tooltip=tip, layout=w.Layout(width="110px"))
+            for text, tip in (
+                ("Compare", "show the two chosen results side by side"),
+                ("Show live", "show input, guided image, full dose and truth"),
+                (
+                    "Probe",
+                    "ask the counts about 12 mm round the crosshair of the first chosen result: as shown, or at the level around it?",
+                ),
+                ("Export", "write the first chosen result as NIfTI, picture and result.json"),
+            )
+        )
         self.export_to = w.Text("out/dashboard", description="to folder", layout=w.Layout(width="min(100%, 420px)"))
         self.code = w.Textarea("", description="repeat it", disabled=False, rows=3, layout=w.Layout(width="100%"))
         self.scores = w.HTML()
         below = [
-            self.scores, _heading("Results kept"), self.first, self.second, w.HBox([self.compare_button, self.live_button, self.probe_button], layout=w.Layout(flex_flow="row wrap")),
-            w.HBox([self.export_to, self.export_button], layout=w.Layout(flex_flow="row wrap")), self.code,
+            self.scores,
+            _heading("Results kept"),
+            self.first,
+            self.second,
+            w.HBox([self.compare_button, self.live_button, self.probe_button], layout=w.Layout(flex_flow="row wrap")),
+            w.HBox([self.export_to, self.export_button], layout=w.Layout(flex_flow="row wrap")),
+            self.code,
         ]
         self.history: list[Run] = []
-        self._number, self._live, self._given, self._study, self._data, self._begun, self._priors = 0, True, given, None, None, None, {}
+        self._number, self._live, self._given, self._study, self._data, self._begun, self._priors = (
+            0,
+            True,
+            given,
+            None,
+            None,
+            None,
+            {},
+        )
         self._source = self._chosen_source(controls)
         grid = given.grid if given else ImageGrid()
-        super().__init__(controls, self._walk, VolumeViewer({"guided": torch.zeros(grid.shape)}, grid), "", layout, below, debounce_s, start=False)
+        super().__init__(
+            controls,
+            self._walk,
+            VolumeViewer({"guided": torch.zeros(grid.shape)}, grid),
+            "",
+            layout,
+            below,
+            debounce_s,
+            start=False,
+        )
         for name in SOURCE_CONTROLS:
             controls[name].unobserve(self._moved, "value")
         controls["source"].observe(self._source_moved, "value")
@@ -154,7 +234,11 @@ class ReconstructionDashboard(Dashboard):
         kind = c["source"].value
         if kind == "folder":
             return kind, c["folder"].value
-        return (kind, *(c[n].value for n in ("sim_seed", "sex", "size", "defect", "severity"))) if kind == "simulated" else (kind,)
+        return (
+            (kind, *(c[n].value for n in ("sim_seed", "sex", "size", "defect", "severity")))
+            if kind == "simulated"
+            else (kind,)
+        )
 
     def _source_moved(self, _=None) -> None:
         kind = self.controls["source"].value
@@ -186,9 +270,16 @@ class ReconstructionDashboard(Dashboard):
             self.knobs[name].set_mark(getattr(paper, name))
         self.knobs["start"].set_mark(999)
         if c["preset"].value != "own":
-            chosen = paper if c["preset"].value == "paper" else default_guidance(c["counts"].value * share, share, first_samples=1)  # a first picture soon
+            chosen = (
+                paper
+                if c["preset"].value == "paper"
+                else default_guidance(c["counts"].value * share, share, first_samples=1)
+            )  # a first picture soon
             self._base = chosen
-            self._set(**{name: getattr(chosen, name) for name in GUIDANCE_KNOBS if name != "start"}, start=999 if chosen.start is None else chosen.start)
+            self._set(
+                **{name: getattr(chosen, name) for name in GUIDANCE_KNOBS if name != "start"},
+                start=999 if chosen.start is None else chosen.start,
+            )
         self.submit()
 
     def _views_of_all(self) -> tuple[int, ...]:
@@ -210,7 +301,14 @@ class ReconstructionDashboard(Dashboard):
         if c["preset"].value == "own":
             chosen |= {name: round(c[name].value, 6) for name in GUIDANCE_KNOBS}
             chosen["start"] = None if chosen["start"] == 999 else chosen["start"]
-        return Wish(self._source, c["counts"].value, c["views"].value or None, 0, "mlem50" if self._base.solver == "ddim" else DEFAULT_PRIOR, replace(self._base, **chosen))
+        return Wish(
+            self._source,
+            c["counts"].value,
+            c["views"].value or None,
+            0,
+            "mlem50" if self._base.solver == "ddim" else DEFAULT_PRIOR,
+            replace(self._base, **chosen),
+        )
 
     def submit(self) -> None:
         try:
@@ -228,7 +326,9 @@ class ReconstructionDashboard(Dashboard):
             beginning = yield from beginning_steps(study, wish.guidance, system)
             self._begun = key, beginning
         self._likelihood, self._quality, self._reached = [], [], self._begun[1].late.scalars["log_likelihood"]
-        result = yield from reconstruction_steps(study, wish.guidance, prior=self._priors[wish.prior], beginning=self._begun[1])
+        result = yield from reconstruction_steps(
+            study, wish.guidance, prior=self._priors[wish.prior], beginning=self._begun[1]
+        )
         return study, result
 
     def _acquired(self, wish: Wish) -> tuple[Study, SystemMatrix]:
@@ -238,13 +338,23 @@ class ReconstructionDashboard(Dashboard):
             kind, *details = wish.source
             if kind == "folder" and not str(details[0]).strip():
                 raise InputError("name a study folder, then press Load")
-            full = self._given if kind == "given" else simulated_patient(*details) if kind == "simulated" else Study.load(sample_folder() if kind == "sample" else details[0])
+            full = (
+                self._given
+                if kind == "given"
+                else simulated_patient(*details)
+                if kind == "simulated"
+                else Study.load(sample_folder() if kind == "sample" else details[0])
+            )
             self.state.value = "building the system matrix"
             self._study, self._data = (wish.source, full, full.system()), None
         if self._data is None or self._data[0] != wish.data_key:
             _, full, everything = self._study
             study = reduced_study(full, wish.counts, wish.views, wish.data_seed)
-            system = everything if study.views == full.views else everything.keep_views([full.views.index(v) for v in study.views])
+            system = (
+                everything
+                if study.views == full.views
+                else everything.keep_views([full.views.index(v) for v in study.views])
+            )
             self._data, self._begun = (wish.data_key, study, system), None
             self._show_study(study)
         return self._data[1:]
@@ -258,7 +368,10 @@ class ReconstructionDashboard(Dashboard):
         self._live_volumes, self._live = known, True
         fresh = getattr(self, "_seen_source", None) != self._study[0]
         if fresh:
-            self._seen_source, self._high = self._study[0], high if study.truth is not None or study.reference is not None else None
+            self._seen_source, self._high = (
+                self._study[0],
+                high if study.truth is not None or study.reference is not None else None,
+            )
             self.viewer.cursor = list(center)
             if self._high:
                 self.viewer.top, self.viewer.window = 2.5 * high, [0.0, high]
@@ -275,13 +388,18 @@ class ReconstructionDashboard(Dashboard):
         self._live_volumes[name] = step.image
         self.viewer.update(name, step.image)
         if name == "guided":
-            self._likelihood.append(poisson_log_likelihood(study.projections, system.forward(step.image * study.count_fraction)) - self._reached)
+            self._likelihood.append(
+                poisson_log_likelihood(study.projections, system.forward(step.image * study.count_fraction))
+                - self._reached
+            )
             if study.truth is not None:
                 mask = study.heart if study.heart is not None else masks_of(study)["field of view"]
                 self._quality.append(psnr(step.image, study.truth, mask))
             where = "heart" if study.heart is not None else "field of view"
             total = wish.guidance.steps
-            charts = curve_svg({"": self._likelihood}, "log-likelihood gained over the input", total) + curve_svg({"": self._quality}, f"PSNR in the {where} against the truth (dB)", total)
+            charts = curve_svg({"": self._likelihood}, "log-likelihood gained over the input", total) + curve_svg(
+                {"": self._quality}, f"PSNR in the {where} against the truth (dB)", total
+            )
             self.curves.value = f'<div class="dsd-curves">{charts}</div>'
         self._advance(step)
 
@@ -290,14 +408,26 @@ class ReconstructionDashboard(Dashboard):
             study, result = detail
             scores = scores_of(study, {"guided": result.image}) if references_of(study) else []
             self._number += 1
-            heart = next((f", heart {r['psnr_db']:.2f} dB" for r in scores if (r["reference"], r["mask"]) == ("truth", "heart")), "")
+            heart = next(
+                (f", heart {r['psnr_db']:.2f} dB" for r in scores if (r["reference"], r["mask"]) == ("truth", "heart")),
+                "",
+            )
             views = "all views" if wish.views is None else f"{wish.views} view{'s' if wish.views > 1 else ''}"
             label = f"{self._number}: {100 * wish.counts:g} %, {views}, {wish.guidance.steps} steps{heart}"
             self.history = [*self.history, Run(label, wish, study, result, scores)][-KEPT_RUNS:]
-            rows = "".join(f"<tr><td>{r['reference']}</td><td>{r['mask']}</td><td>{r['psnr_db']:.2f}</td><td>{r['nrmse']:.3f}</td><td>{r['ssim']:.3f}</td></tr>" for r in scores)
-            table = f"<table><tr><th>against</th><th>in</th><th>PSNR (dB)</th><th>NRMSE</th><th>SSIM</th></tr>{rows}</table>" if rows else "no truth and no full-dose image to compare with"
+            rows = "".join(
+                f"<tr><td>{r['reference']}</td><td>{r['mask']}</td><td>{r['psnr_db']:.2f}</td><td>{r['nrmse']:.3f}</td><td>{r['ssim']:.3f}</td></tr>"
+                for r in scores
+            )
+            table = (
+                f"<table><tr><th>against</th><th>in</th><th>PSNR (dB)</th><th>NRMSE</th><th>SSIM</th></tr>{rows}</table>"
+                if rows
+                else "no truth and no full-dose image to compare with"
+            )
             support = map_html(result.support.map, "measurement support", tuple(self.viewer.cursor))
-            self.scores.value = f"{table}reduced deviance {result.support.reduced:.3f} (1: the image explains the counts){support}"
+            self.scores.value = (
+                f"{table}reduced deviance {result.support.reduced:.3f} (1: the image explains the counts){support}"
+            )
             labels, was = [run.label for run in self.history], self.first.value
             self.second.options, self.first.options = labels, labels
             self.first.value, self.second.value = labels[-1], was if was in labels else labels[max(0, len(labels) - 2)]
@@ -339,7 +469,13 @@ class ReconstructionDashboard(Dashboard):
         study, grid = run.study, run.study.grid
         middle = [axis[i] for axis, i in zip(grid.axes_mm(), self.viewer.cursor, strict=True)][::-1]
         system = self._data[2] if self._data and self._data[1] is study else study.system()
-        found = probe_region(system, study.projections, run.result.image * study.count_fraction, ball(grid, middle, radius_mm), background=study.background)
+        found = probe_region(
+            system,
+            study.projections,
+            run.result.image * study.count_fraction,
+            ball(grid, middle, radius_mm),
+            background=study.background,
+        )
         self.say(f"{radius_mm:g} mm round x {middle[0]:.0f}, y {middle[1]:.0f}, z {middle[2]:.0f} mm: {found}")
         return found
 
@@ -348,9 +484,18 @@ class ReconstructionDashboard(Dashboard):
         run, folder = self.run_called(self.first.value), Path(self.export_to.value.strip() or "out/dashboard")
         result = run.result
         details = {
-            "method": "diffspect", "guidance": result.guidance.to_json(), "scale": result.scale, "prior": {"name": run.wish.prior, "provenance": result.provenance["prior"]},
-            "reduced_deviance": result.support.reduced, "seconds": result.provenance["seconds"], "counts": run.study.counts, "count_fraction": run.study.count_fraction,
-            "views": list(run.study.views), "code": run.wish.code(), "metrics": run.scores, "versions": versions(),
+            "method": "diffspect",
+            "guidance": result.guidance.to_json(),
+            "scale": result.scale,
+            "prior": {"name": run.wish.prior, "provenance": result.provenance["prior"]},
+            "reduced_deviance": result.support.reduced,
+            "seconds": result.provenance["seconds"],
+            "counts": run.study.counts,
+            "count_fraction": run.study.count_fraction,
+            "views": list(run.study.views),
+            "code": run.wish.code(),
+            "metrics": run.scores,
+            "versions": versions(),
         }
         write_result(folder, run.study, {"input": result.x_in, "guided": result.image}, details, result.support)
         self.say(f"wrote image.nii.gz, input.nii.gz, support.nii.gz, views.png and result.json to {folder}")

@@ -29,7 +29,9 @@ __all__ = ['IDENTITY', 'PHYSIONET', 'MOST_LIST_BYTES', 'read_nm', 'stored_axes',
 def _read_frames(path: str | Path):
     "The data set and its rescaled pixels as float32."
     dataset = pydicom.dcmread(path)
-    return dataset, dataset.pixel_array.astype(np.float32) * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
+    return dataset, dataset.pixel_array.astype(np.float32) * float(dataset.get("RescaleSlope", 1)) + float(
+        dataset.get("RescaleIntercept", 0)
+    )
 
 
 def read_nm(path: str | Path) -> tuple[Tensor, ImageGrid]:
@@ -39,7 +41,9 @@ def read_nm(path: str | Path) -> tuple[Tensor, ImageGrid]:
     with reading(path, "reconstructed NM volume"):
         dataset, array = _read_frames(path)
         if dataset.get("Modality") != "NM" or array.ndim != 3 or "RECON TOMO" not in dataset.get("ImageType", []):
-            raise InputError(f"{path}: must be a reconstructed NM volume (ImageType … RECON TOMO), got {dataset.get('Modality')} {list(dataset.get('ImageType', []))}, shape {array.shape}")
+            raise InputError(
+                f"{path}: must be a reconstructed NM volume (ImageType … RECON TOMO), got {dataset.get('Modality')} {list(dataset.get('ImageType', []))}, shape {array.shape}"
+            )
         spacing = (abs(_slice_spacing(dataset)), *map(float, dataset.PixelSpacing))
         if not np.allclose(spacing, spacing[0], rtol=1e-3):
             raise InputError(f"{path}: voxels must be cubes, got {spacing} mm")
@@ -52,14 +56,20 @@ def _slice_spacing(dataset) -> float:
     return float(dataset.get("SpacingBetweenSlices") or dataset.SliceThickness)
 
 # %% ../nbs/30_dicom.ipynb #13d4dce8
-def _stored_axes(dataset) -> np.ndarray:  # (3, 3), rows: slice, row and column of the stored array as unit vectors (x, y, z)
+def _stored_axes(
+    dataset,
+) -> np.ndarray:  # (3, 3), rows: slice, row and column of the stored array as unit vectors (x, y, z)
     "Which way the stored array's axes run in the patient; a negative slice spacing counts against the normal."
     detector = dataset.DetectorInformationSequence[0] if "DetectorInformationSequence" in dataset else dataset
-    along_row, along_column = np.array(detector.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), dtype=float).reshape(2, 3)
+    along_row, along_column = np.array(
+        detector.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), dtype=float
+    ).reshape(2, 3)
     return np.stack([np.cross(along_row, along_column) * np.sign(_slice_spacing(dataset)), along_column, along_row])
 
 
-def stored_axes(path: str | Path) -> np.ndarray:  # (3, 3), rows: slice, row and column of the stored array as unit vectors (x, y, z), LPS
+def stored_axes(
+    path: str | Path,
+) -> np.ndarray:  # (3, 3), rows: slice, row and column of the stored array as unit vectors (x, y, z), LPS
     "Orientation of a reconstructed NM file as its own fields give it: Image Orientation (0020,0037), within Detector Information where it stands there, and the sign of Spacing Between Slices. Raises `InputError`."
     with reading(path, "reconstructed NM volume"):
         return _stored_axes(pydicom.dcmread(path, stop_before_pixels=True))
@@ -71,14 +81,23 @@ def orientation_cube(
 ):
     "A cube whose faces say left, right, anterior, posterior, head and feet, with the array's axes as arrows from its middle; returns the matplotlib axes."
     ax = plt.figure(figsize=(3, 3)).add_subplot(projection="3d") if ax is None else ax
-    for letter, direction in {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}.items():
+    for letter, direction in {
+        "L": (1, 0, 0),
+        "R": (-1, 0, 0),
+        "P": (0, 1, 0),
+        "A": (0, -1, 0),
+        "H": (0, 0, 1),
+        "F": (0, 0, -1),
+    }.items():
         ax.text(*np.multiply(direction, 1.12), letter, ha="center", va="center", size=13, weight="bold", color="0.25")
     corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * 0.9
     for i, a in enumerate(corners):
         for b in corners[i + 1 :]:
             if np.count_nonzero(a != b) == 1:
                 ax.plot(*np.stack([a, b]).T, color="0.75", lw=1)
-    for name, direction, color in zip(("slices", "rows", "columns"), np.asarray(axes, float), ("C3", "C2", "C0"), strict=True):
+    for name, direction, color in zip(
+        ("slices", "rows", "columns"), np.asarray(axes, float), ("C3", "C2", "C0"), strict=True
+    ):
         ax.quiver(0, 0, 0, *direction * 0.85, color=color, lw=2, arrow_length_ratio=0.2)
         ax.text(*direction * 0.62, f" {name}", color=color, size=8)
     ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), box_aspect=(1, 1, 1))
@@ -136,8 +155,26 @@ def study_from_image(
 
 # %% ../nbs/30_dicom.ipynb #4e145b86
 IDENTITY = {  # what a derived series shares with its source: (0010,…) patient and general study
-    "patient": ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
-    "study": ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID"),
+    "patient": (
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "PatientSize",
+        "PatientWeight",
+        "PatientIdentityRemoved",
+        "DeidentificationMethod",
+    ),
+    "study": (
+        "StudyInstanceUID",
+        "StudyDate",
+        "StudyTime",
+        "StudyID",
+        "StudyDescription",
+        "AccessionNumber",
+        "ReferringPhysicianName",
+        "FrameOfReferenceUID",
+    ),
 }
 
 
@@ -152,16 +189,28 @@ def write_nm(
     "Write an image as a DICOM NM volume (RECON TOMO) that `read_nm` gives back. Raises `InputError` on values below 0 or not finite, and on a source that cannot be read."
     array = torch.as_tensor(image).detach().cpu().double().numpy()
     if array.shape != grid.shape or not np.isfinite(array).all() or (array < 0).any():
-        raise InputError(f"{path}: an image must be finite, >= 0 and of the grid's shape {grid.shape}, got {array.shape}")
+        raise InputError(
+            f"{path}: an image must be finite, >= 0 and of the grid's shape {grid.shape}, got {array.shape}"
+        )
     whole = array.max() <= 65535 and np.array_equal(array, np.round(array))
     slope = 1.0 if whole else float(f"{array.max() / 65535:.10g}")
     levels = np.clip(np.round(array / slope), 0, 65535).astype("<u2")
 
     out = pydicom.Dataset()
-    out.SOPClassUID, out.SOPInstanceUID, out.SeriesInstanceUID = pydicom.uid.NuclearMedicineImageStorage, pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
+    out.SOPClassUID, out.SOPInstanceUID, out.SeriesInstanceUID = (
+        pydicom.uid.NuclearMedicineImageStorage,
+        pydicom.uid.generate_uid(),
+        pydicom.uid.generate_uid(),
+    )
     for names in IDENTITY.values():
         for name in names:
-            if name not in ("PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription"):
+            if name not in (
+                "PatientSize",
+                "PatientWeight",
+                "PatientIdentityRemoved",
+                "DeidentificationMethod",
+                "StudyDescription",
+            ):
                 setattr(out, name, pydicom.uid.generate_uid() if name.endswith("UID") else "")
     if source is not None and not anonymize:
         with reading(source, "DICOM file"):
@@ -170,11 +219,21 @@ def write_nm(
                 out[name] = given[name]
     else:
         out.PatientIdentityRemoved, out.DeidentificationMethod = "YES", "no identity was written"
-    out.Modality, out.Manufacturer, out.SeriesNumber, out.InstanceNumber, out.SeriesDescription = "NM", "diffspect_nb", None, 1, description
+    out.Modality, out.Manufacturer, out.SeriesNumber, out.InstanceNumber, out.SeriesDescription = (
+        "NM",
+        "diffspect_nb",
+        None,
+        1,
+        description,
+    )
     out.PositionReferenceIndicator, out.ImageType = "", ["DERIVED", "PRIMARY", "RECON TOMO", "EMISSION"]
     out.PatientOrientationCodeSequence, out.PatientGantryRelationshipCodeSequence = [], []
     out.NumberOfEnergyWindows, out.NumberOfDetectors, out.NumberOfRotations, out.CountsAccumulated = 1, 1, 1, None
-    out.EnergyWindowInformationSequence, out.RadiopharmaceuticalInformationSequence, out.RotationInformationSequence = [], [], []
+    out.EnergyWindowInformationSequence, out.RadiopharmaceuticalInformationSequence, out.RotationInformationSequence = (
+        [],
+        [],
+        [],
+    )
     detector = pydicom.Dataset()
     detector.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     detector.ImagePositionPatient = [f"{axis[0]:.6g}" for axis in grid.axes_mm()[::-1]]
@@ -183,7 +242,14 @@ def write_nm(
     out.NumberOfFrames, out.Rows, out.Columns, out.NumberOfSlices = frames, rows, columns, frames
     out.FrameIncrementPointer, out.SliceVector = pydicom.tag.Tag(0x0054, 0x0080), list(range(1, frames + 1))
     out.PixelSpacing, out.SliceThickness, out.SpacingBetweenSlices = [grid.voxel_mm] * 2, grid.voxel_mm, grid.voxel_mm
-    out.SamplesPerPixel, out.PhotometricInterpretation, out.BitsAllocated, out.BitsStored, out.HighBit, out.PixelRepresentation = 1, "MONOCHROME2", 16, 16, 15, 0
+    (
+        out.SamplesPerPixel,
+        out.PhotometricInterpretation,
+        out.BitsAllocated,
+        out.BitsStored,
+        out.HighBit,
+        out.PixelRepresentation,
+    ) = 1, "MONOCHROME2", 16, 16, 15, 0
     out.RescaleSlope, out.RescaleIntercept = slope, 0
     out.PixelData = levels.tobytes()
     out.file_meta = pydicom.dataset.FileMetaDataset()
@@ -197,12 +263,18 @@ PHYSIONET = "https://physionet.org/files/myocardial-perfusion-spect/1.0.0/"
 MOST_LIST_BYTES = 2**22  # of a list of files
 
 
-def scans_in(folder: str | Path) -> dict[Path, Path | None]:  # image → expert's mask of the wall, where there is one; those first
+def scans_in(
+    folder: str | Path,
+) -> dict[Path, Path | None]:  # image → expert's mask of the wall, where there is one; those first
     "Scans of the PhysioNet 530c set in a folder: DICOM with `…_mask.nii.gz` and NIfTI pairs (`…_0000.nii.gz` with its mask). Raises `InputError` if there are none."
     folder = Path(folder)
     files = {file.name: file for file in sorted(folder.rglob("*")) if file.is_file()}
     found = {file: files.get(file.stem + "_mask.nii.gz") for name, file in files.items() if name.endswith(".dcm")}
-    found |= {file: files.get(name.replace("_0000.nii.gz", ".nii.gz")) for name, file in files.items() if name.endswith("_0000.nii.gz")}
+    found |= {
+        file: files.get(name.replace("_0000.nii.gz", ".nii.gz"))
+        for name, file in files.items()
+        if name.endswith("_0000.nii.gz")
+    }
     if not found:
         raise InputError(f"{folder}: no *.dcm and no *_0000.nii.gz of the PhysioNet 530c set there")
     return dict(sorted(found.items(), key=lambda pair: (pair[1] is None, pair[0])))
@@ -225,7 +297,9 @@ def fetch_scans(
             answer.raise_for_status()
             listed = answer.raw.read(MOST_LIST_BYTES, decode_content=True).decode("utf-8", errors="replace")
         lines = [line.split(maxsplit=1) for line in listed.splitlines() if line.strip()]
-        wanted = [(parts[0], parts[1].strip()) for parts in lines if len(parts) == 2 and fnmatch(parts[1].strip(), pattern)]
+        wanted = [
+            (parts[0], parts[1].strip()) for parts in lines if len(parts) == 2 and fnmatch(parts[1].strip(), pattern)
+        ]
         if not wanted:
             raise InputError(f"{url}: lists no file that matches {pattern!r}")
         pooch.get_logger().setLevel("ERROR")
@@ -234,9 +308,15 @@ def fetch_scans(
             place = PurePosixPath(name)
             if place.is_absolute() or ".." in place.parts or not re.fullmatch("[0-9a-f]{64}", digest):
                 raise InputError(f"{url}: its list of files holds {digest[:12]} {name!r}, which is no file of a set")
-            found.append(Path(pooch.retrieve(url + name, f"sha256:{digest}", place.name, folder / place.parent, progressbar=False)))
+            found.append(
+                Path(
+                    pooch.retrieve(url + name, f"sha256:{digest}", place.name, folder / place.parent, progressbar=False)
+                )
+            )
         return found
     except (requests.RequestException, OSError, ValueError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(f"{url}: cannot be fetched: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
+        raise InputError(
+            f"{url}: cannot be fetched: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+        ) from None

@@ -187,7 +187,9 @@ def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule
     return schedule.sqrt_alpha_bar(t, noise) * noise - schedule.sigma(t, x0) * x0
 
 
-def x0_from_output(output: Tensor, x_t: Tensor, t: int | Tensor, schedule: NoiseSchedule, predict: str = "epsilon") -> Tensor:
+def x0_from_output(
+    output: Tensor, x_t: Tensor, t: int | Tensor, schedule: NoiseSchedule, predict: str = "epsilon"
+) -> Tensor:
     "Clean image from what the network estimates: `epsilon` or `v` = √ᾱ ε − √(1−ᾱ) x0. Shapes as in `add_noise`."
     if predict == "epsilon":
         return predict_x0(x_t, output, t, schedule)

@@ -33,7 +33,14 @@ __all__ = ['KNOB_NAMES', 'TILES_PER_ROW', 'ACQUISITION', 'planes_of', 'explore',
 
 # %% ../nbs/64_explorer.ipynb #ee6cc62c
 KNOB_NAMES = {
-    "counts": "counts", "views": "central views", "lambda_dps": "λ_dps", "lambda_mlem": "λ_mlem", "tv_weight": "TV weight", "anchor": "anchor", "steps": "steps", "start": "late start",
+    "counts": "counts",
+    "views": "central views",
+    "lambda_dps": "λ_dps",
+    "lambda_mlem": "λ_mlem",
+    "tv_weight": "TV weight",
+    "anchor": "anchor",
+    "steps": "steps",
+    "start": "late start",
 }
 
 
@@ -53,7 +60,9 @@ def planes_of(image: Tensor, center: Sequence[int], side: int) -> np.ndarray:  #
 def explore(
     study: Study,  # at full dose, all views
     knobs: dict[str, Sequence[float]],  # any of `KNOB_NAMES` → values to try
-    guidance: Callable[[float, float], Guidance] = default_guidance,  # (count level, share of views) → what the knobs change
+    guidance: Callable[
+        [float, float], Guidance
+    ] = default_guidance,  # (count level, share of views) → what the knobs change
     prior: Prior | None = None,  # default: the shipped one
     denoise: Denoise | None = None,  # instead of a prior
     side: int = 40,  # voxels of a plane's edge
@@ -93,13 +102,21 @@ def explore(
         yield Step(n + 1, total, done.image, metrics[-1])
     others, scores, follows = {}, {}, {}
     leader = data_knobs[0] if len(data_knobs) == 1 else None
-    inputs = {"input": [begun.late.image / low.count_fraction for low, _, begun in acquired.values()] if leader or not data_knobs else []}
+    inputs = {
+        "input": [begun.late.image / low.count_fraction for low, _, begun in acquired.values()]
+        if leader or not data_knobs
+        else []
+    }
     for name, images in (inputs | {name: [image] for name, image in known.items()}).items():
         if images:
             others[name] = list(range(len(tiles), len(tiles) + len(images)))
             tiles += [shrink(image) for image in images]
             follows[name] = list(knobs).index(leader) if name == "input" and leader else None
-            scores[name] = [psnr(image, judge, study.heart) for image in images] if name not in ("truth",) and not (name == "full dose" and judge is study.reference) else None
+            scores[name] = (
+                [psnr(image, judge, study.heart) for image in images]
+                if name not in ("truth",) and not (name == "full dose" and judge is study.reference)
+                else None
+            )
     rows = -(-len(tiles) // TILES_PER_ROW)
     sprite = np.zeros((rows * side, TILES_PER_ROW * 3 * side), np.uint8)
     for n, tile in enumerate(tiles):
@@ -112,12 +129,29 @@ def explore(
     where = "heart" if study.heart is not None else "whole image"
     against = "truth" if "truth" in known else "full-dose MLEM-50"
     return {
-        "format": "diffspect-explorer/1", "side": side, "tiles_per_row": TILES_PER_ROW, "unit": "photons per voxel, full dose", "top": top,
-        "knobs": [{"name": KNOB_NAMES[k], "values": list(v), "labels": [label.get(k, lambda x: f"{x:g}")(x) for x in v]} for k, v in knobs.items()],
-        "start": [int(np.argmin(np.abs(np.array(v) - start[k]))) if start and k in start else len(v) // 2 for k, v in knobs.items()],
-        "metrics": [{k: float(f"{v:.5g}") for k, v in m.items()} for m in metrics], "score": "psnr", "score_name": f"PSNR in the {where} against the {against} (dB)",
-        "range": [min(all_psnr), max(all_psnr)], "metric_names": {"psnr": f"PSNR in the {where} (dB)", "deviance": "reduced deviance"},
-        "shown": ["guided", *others], "others": others, "other_scores": scores, "follows": follows, "colors": base64.b64encode(color_table("inferno")).decode(),
+        "format": "diffspect-explorer/1",
+        "side": side,
+        "tiles_per_row": TILES_PER_ROW,
+        "unit": "photons per voxel, full dose",
+        "top": top,
+        "knobs": [
+            {"name": KNOB_NAMES[k], "values": list(v), "labels": [label.get(k, lambda x: f"{x:g}")(x) for x in v]}
+            for k, v in knobs.items()
+        ],
+        "start": [
+            int(np.argmin(np.abs(np.array(v) - start[k]))) if start and k in start else len(v) // 2
+            for k, v in knobs.items()
+        ],
+        "metrics": [{k: float(f"{v:.5g}") for k, v in m.items()} for m in metrics],
+        "score": "psnr",
+        "score_name": f"PSNR in the {where} against the {against} (dB)",
+        "range": [min(all_psnr), max(all_psnr)],
+        "metric_names": {"psnr": f"PSNR in the {where} (dB)", "deviance": "reduced deviance"},
+        "shown": ["guided", *others],
+        "others": others,
+        "other_scores": scores,
+        "follows": follows,
+        "colors": base64.b64encode(color_table("inferno")).decode(),
         "sprite": base64.b64encode(file.getvalue()).decode(),
     }
 
@@ -129,7 +163,9 @@ class Explorer:
         self.data = data if isinstance(data, dict) else read_json(data)
         self.caption = caption
         if self.data.get("format") != "diffspect-explorer/1":
-            raise InputError(f"explorer data must have the format 'diffspect-explorer/1', got {self.data.get('format')!r}")
+            raise InputError(
+                f"explorer data must have the format 'diffspect-explorer/1', got {self.data.get('format')!r}"
+            )
 
     def html(self) -> str:
         "A self-contained fragment."

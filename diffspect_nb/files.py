@@ -56,7 +56,9 @@ def _room_for(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:  # libraries wrap the operating system's error in their own
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) or "No space left" in str(e):
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO) or "No space left" in str(
+            e
+        ):
             raise InputError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e})") from None
         raise
 
@@ -145,7 +147,9 @@ def read_json(path: str | Path) -> dict:
         with open(path, "rb") as file:
             text = file.read(MOST_JSON_BYTES + 1)
         if len(text) > MOST_JSON_BYTES:
-            raise InputError(f"{path}: larger than {MOST_JSON_BYTES // 2**20} MiB, this is no description of anything here")
+            raise InputError(
+                f"{path}: larger than {MOST_JSON_BYTES // 2**20} MiB, this is no description of anything here"
+            )
         data = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
@@ -177,7 +181,9 @@ def load_image(path: str | Path, grid: ImageGrid | None = None) -> Tensor:
     "Read a NIfTI image as (z, y, x) float32, axes turned to this project's; with `grid`, its shape and place must match. Raises `InputError`."
     nifti, array = _read_nifti(path)
     with reading(path, "NIfTI file"):  # its affine may span no volume
-        turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(nifti.affine), nibabel.orientations.axcodes2ornt("LPS"))
+        turn = nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(nifti.affine), nibabel.orientations.axcodes2ornt("LPS")
+        )
         array = nibabel.orientations.apply_orientation(array, turn)
     image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 1, 0)))
     if grid is not None:
@@ -185,7 +191,9 @@ def load_image(path: str | Path, grid: ImageGrid | None = None) -> Tensor:
             raise InputError(f"{path}: must have the grid's shape (z, y, x) = {grid.shape}, got {tuple(image.shape)}")
         affine = nifti.affine @ nibabel.orientations.inv_ornt_aff(turn, nifti.shape)
         if not np.allclose(affine, grid.affine(), atol=0.05):
-            raise InputError(f"{path}: its affine does not place it on the study's grid ({grid.voxel_mm} mm voxels centred on the field of view)")
+            raise InputError(
+                f"{path}: its affine does not place it on the study's grid ({grid.voxel_mm} mm voxels centred on the field of view)"
+            )
     return image
 
 
@@ -196,7 +204,9 @@ def _read_nifti(path: str | Path):
     with reading(path, "NIfTI file"):
         nifti = nibabel.load(path)
         if math.prod(max(0, int(n)) for n in nifti.shape) > MOST_VOXELS or nifti.get_data_dtype().itemsize > 8:
-            raise InputError(f"{path}: its header promises {nifti.shape} values of {nifti.get_data_dtype()}, allowed are {MOST_VOXELS} numbers")
+            raise InputError(
+                f"{path}: its header promises {nifti.shape} values of {nifti.get_data_dtype()}, allowed are {MOST_VOXELS} numbers"
+            )
         array = np.asarray(nifti.dataobj, dtype=np.float32)
     if array.ndim != 3:
         raise InputError(f"{path}: must be three-dimensional, got shape {array.shape}")

@@ -21,16 +21,23 @@ __all__ = ['SHIFTS', 'PRUNE', 'blur', 'acceptance', 'footprint', 'check_mu', 'at
 
 # %% ../nbs/05_footprint.ipynb #df0178f3
 SHIFTS = 16  # sub-pixel positions per pixel and axis
-PRUNE = {"pinhole": 3e-2, "parallel": 5e-3}  # weights below this fraction of a footprint's peak are dropped and the rest scaled up to keep the sum; a Gaussian has more to lose in its tails than a disc
+PRUNE = {
+    "pinhole": 3e-2,
+    "parallel": 5e-3,
+}  # weights below this fraction of a footprint's peak are dropped and the rest scaled up to keep the sum; a Gaussian has more to lose in its tails than a disc
 
 
 def blur(depth_mm: float, scanner: Scanner, voxel_mm: float) -> tuple[float, float]:
     "Radius of the disc that a point paints on the detector and standard deviation of the Gaussian that blurs it, both in pixels."
     parallel = scanner.collimator == "parallel"
     magnification = 1.0 if parallel else scanner.focal_mm / depth_mm
-    fwhm = np.hypot(scanner.intrinsic_fwhm_mm, scanner.aperture_mm * (1 + depth_mm / scanner.focal_mm) if parallel else 0.0)
+    fwhm = np.hypot(
+        scanner.intrinsic_fwhm_mm, scanner.aperture_mm * (1 + depth_mm / scanner.focal_mm) if parallel else 0.0
+    )
     radius = 0.0 if parallel else scanner.aperture_mm / 2 * (1 + magnification)
-    return radius / scanner.pixel_mm, float(np.hypot(fwhm / np.sqrt(8 * np.log(2)), voxel_mm * magnification / np.sqrt(12)) / scanner.pixel_mm)
+    return radius / scanner.pixel_mm, float(
+        np.hypot(fwhm / np.sqrt(8 * np.log(2)), voxel_mm * magnification / np.sqrt(12)) / scanner.pixel_mm
+    )
 
 
 def acceptance(depth_mm: np.ndarray, lateral2: np.ndarray, scanner: Scanner) -> np.ndarray:
@@ -59,7 +66,11 @@ def footprint(
     k, middle = 2 * half + 1, SHIFTS * (half + 1)
     fine = np.arange(-middle, middle + 1) / SHIFTS
     distance = np.hypot(fine[:, None], fine[None, :])
-    density = gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4) if radius else np.exp(-0.5 * (distance / sigma) ** 2)
+    density = (
+        gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4)
+        if radius
+        else np.exp(-0.5 * (distance / sigma) ** 2)
+    )
     summed = np.pad(density.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     start = middle + SHIFTS * np.arange(-half, half + 1)[None, :] - np.arange(SHIFTS)[:, None]  # (shift, pixel)
     lo, hi = start.reshape(-1), start.reshape(-1) + SHIFTS
@@ -82,13 +93,19 @@ def _footprint_rows(scanner: Scanner, voxel_mm: float, depths_mm: np.ndarray):
     return np.cumsum(n) - n, n, *(np.concatenate(column) for column in zip(*parts, strict=True))
 
 # %% ../nbs/05_footprint.ipynb #0dffc3a2
-def _view_block(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray, ragged) -> scipy.sparse.csr_matrix:
+def _view_block(
+    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray, ragged
+) -> scipy.sparse.csr_matrix:
     "One view of the system matrix, transposed: (voxels, pixels), float32."
     first, number, row_offset, col_offset, weight = ragged
     rows, cols = scanner.pixels
     row, col, depth = project_points(points_mm, pinhole, scanner)
     reach = _margin(scanner)
-    seen = (depth > scanner.aperture_mm) & (np.abs(row - (rows - 1) / 2) < rows / 2 + reach) & (np.abs(col - (cols - 1) / 2) < cols / 2 + reach)
+    seen = (
+        (depth > scanner.aperture_mm)
+        & (np.abs(row - (rows - 1) / 2) < rows / 2 + reach)
+        & (np.abs(col - (cols - 1) / 2) < cols / 2 + reach)
+    )
     voxel = np.flatnonzero(seen)
     row, col, depth = row[voxel], col[voxel], depth[voxel]
     lateral2 = ((points_mm[voxel] - pinhole.position_mm) ** 2).sum(1) - depth**2
@@ -97,7 +114,9 @@ def _view_block(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, level
     a = np.minimum(((row + 0.5 - row0) * SHIFTS).astype(int), SHIFTS - 1)
     b = np.minimum(((col + 0.5 - col0) * SHIFTS).astype(int), SHIFTS - 1)
     where = depth if scanner.collimator == "parallel" else 1 / depth
-    level = np.rint((where - levels[0]) / max(levels[1] - levels[0], 1e-12)).astype(int)  # all voxels may lie at one depth
+    level = np.rint((where - levels[0]) / max(levels[1] - levels[0], 1e-12)).astype(
+        int
+    )  # all voxels may lie at one depth
     entry = (np.clip(level, 0, len(levels) - 1) * SHIFTS + a) * SHIFTS + b
 
     n = number[entry]
@@ -109,7 +128,9 @@ def _view_block(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, level
     pixel = r[on_detector].astype(np.int32) * cols + c[on_detector]
     kept = np.zeros(len(points_mm) + 1, dtype=np.int32)
     kept[voxel + 1] = np.add.reduceat(on_detector, np.cumsum(n) - n, dtype=np.int32) if len(n) else 0
-    return scipy.sparse.csr_matrix((values, pixel, np.cumsum(kept, dtype=np.int32)), shape=(len(points_mm), rows * cols))
+    return scipy.sparse.csr_matrix(
+        (values, pixel, np.cumsum(kept, dtype=np.int32)), shape=(len(points_mm), rows * cols)
+    )
 
 # %% ../nbs/05_footprint.ipynb #22cd7541
 def _build_blocks(scanner: Scanner, grid: ImageGrid) -> list[scipy.sparse.csr_matrix]:
@@ -118,7 +139,9 @@ def _build_blocks(scanner: Scanner, grid: ImageGrid) -> list[scipy.sparse.csr_ma
     depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
     nearest, farthest = max(depths.min(), 2 * scanner.aperture_mm), depths.max()
     parallel = scanner.collimator == "parallel"
-    levels = np.linspace(nearest, farthest, 97) if parallel else np.linspace(1 / farthest, 1 / nearest, 97)  # the blur is linear in depth, the disc's size in 1/depth
+    levels = (
+        np.linspace(nearest, farthest, 97) if parallel else np.linspace(1 / farthest, 1 / nearest, 97)
+    )  # the blur is linear in depth, the disc's size in 1/depth
     ragged = _footprint_rows(scanner, grid.voxel_mm, levels if parallel else 1 / levels)
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda p: _view_block(p, scanner, points, levels, ragged), scanner.pinholes))
@@ -133,7 +156,9 @@ def check_mu(mu: Tensor, grid_shape: tuple[int, int, int], source: str = "mu") -
         raise InputError(f"{source}: mu must be finite, it holds NaN or infinity")
     low, high = float(mu.min()), float(mu.max())
     if low < -1 or high > 5:
-        raise InputError(f"{source}: mu must be in cm⁻¹ (water 0.154), but {low:.4g} … {high:.4g} looks like Hounsfield units")
+        raise InputError(
+            f"{source}: mu must be in cm⁻¹ (water 0.154), but {low:.4g} … {high:.4g} looks like Hounsfield units"
+        )
     if low < 0:
         raise InputError(f"{source}: mu must be >= 0 cm⁻¹, its minimum is {low:.4g}")
     if 0 < high < 0.06:
@@ -157,11 +182,17 @@ def attenuation_factors(
     extent = torch.tensor(grid.shape[::-1]).to(volume) * grid.voxel_mm / 2  # half edges x, y, z; mm
     center = torch.tensor(grid.center_mm).to(volume)
     parallel = scanner.collimator == "parallel"
-    half = (max(scanner.pixels) / 2 + _margin(scanner)) * scanner.pixel_mm / (1 if parallel else scanner.focal_mm)  # widest tangent (parallel: offset in mm) looked up
-    n_lateral = 2 * int(np.ceil(half * (1 if parallel else 150) / grid.voxel_mm)) + 1  # one voxel apart (pinhole: at 150 mm)
+    half = (
+        (max(scanner.pixels) / 2 + _margin(scanner)) * scanner.pixel_mm / (1 if parallel else scanner.focal_mm)
+    )  # widest tangent (parallel: offset in mm) looked up
+    n_lateral = (
+        2 * int(np.ceil(half * (1 if parallel else 150) / grid.voxel_mm)) + 1
+    )  # one voxel apart (pinhole: at 150 mm)
     factors = torch.ones(scanner.n_views, grid.n_voxels, device=volume.device)
     for view, pinhole in enumerate(scanner.pinholes):
-        hole, axis, row, col = (torch.tensor(v).to(volume) for v in (pinhole.position_mm, pinhole.axis, pinhole.row, pinhole.column))
+        hole, axis, row, col = (
+            torch.tensor(v).to(volume) for v in (pinhole.position_mm, pinhole.axis, pinhole.row, pinhole.column)
+        )
         q = points - hole
         depth = q @ axis
         n_depth = int(np.ceil(float(depth.max()) / step_mm)) + 2
@@ -170,13 +201,21 @@ def attenuation_factors(
         lateral = u[:, None, None] * row + u[None, :, None] * col  # (U, U, 3)
         direction = axis.expand_as(lateral) if parallel else axis + lateral
         rays = hole + h[:, None, None, None] * direction + (lateral if parallel else 0)  # (H, U, U, 3), mm
-        mu_on_rays = torch.nn.functional.grid_sample(volume, ((rays - center) / extent)[None], align_corners=False)[0, 0]
+        mu_on_rays = torch.nn.functional.grid_sample(volume, ((rays - center) / extent)[None], align_corners=False)[
+            0, 0
+        ]
         path = mu_on_rays.cumsum(0) * step_mm * direction.norm(dim=-1)  # up to the far end of each step
 
         spread = torch.ones_like(depth) if parallel else depth
-        inside = torch.nonzero((depth > step_mm) & ((q @ row).abs() < half * spread) & ((q @ col).abs() < half * spread)).ravel()
+        inside = torch.nonzero(
+            (depth > step_mm) & ((q @ row).abs() < half * spread) & ((q @ col).abs() < half * spread)
+        ).ravel()
         d, wide = depth[inside], spread[inside] * half
-        where = torch.stack([(q[inside] @ col) / wide, (q[inside] @ row) / wide, (d / step_mm - 1) / (n_depth - 1) * 2 - 1], dim=-1)
-        integral = torch.nn.functional.grid_sample(path[None, None], where[None, None, None], align_corners=True, padding_mode="border")
+        where = torch.stack(
+            [(q[inside] @ col) / wide, (q[inside] @ row) / wide, (d / step_mm - 1) / (n_depth - 1) * 2 - 1], dim=-1
+        )
+        integral = torch.nn.functional.grid_sample(
+            path[None, None], where[None, None, None], align_corners=True, padding_mode="border"
+        )
         factors[view, inside] = torch.exp(-integral[0, 0, 0, 0])
     return factors

@@ -88,10 +88,19 @@ class Scanner:
     def from_json(cls, d: dict) -> Scanner:
         "Inverse of `to_json`; raises `InputError` naming what is missing or malformed."
         try:
-            pinholes = tuple(Pinhole(**{k: p[k] for k in ("position_mm", "axis", "column", "row")}) for p in d["pinholes"])
+            pinholes = tuple(
+                Pinhole(**{k: p[k] for k in ("position_mm", "axis", "column", "row")}) for p in d["pinholes"]
+            )
             numbers = {k: float(d[k]) for k in ("aperture_mm", "focal_mm", "pixel_mm", "intrinsic_fwhm_mm")}
             kind = {"collimator": str(d.get("collimator", "pinhole")), "septa_mm": float(d.get("septa_mm", 0.2))}
-            return cls(name=str(d["name"]), pinholes=pinholes, pixels=tuple(d["pixels"]), status=dict(d.get("status", {})), **numbers, **kind)
+            return cls(
+                name=str(d["name"]),
+                pinholes=pinholes,
+                pixels=tuple(d["pixels"]),
+                status=dict(d.get("status", {})),
+                **numbers,
+                **kind,
+            )
         except KeyError as e:
             raise InputError(f"scanner description lacks {e}") from None
         except (TypeError, ValueError) as e:
@@ -107,13 +116,24 @@ def _arc(angles_deg, tilts_deg, focus_mm, radius_mm) -> tuple[Pinhole, ...]:
     for angle, tilt in zip(np.deg2rad(angles_deg), np.deg2rad(tilts_deg), strict=True):
         outward = np.array([np.cos(angle) * np.cos(tilt), np.sin(angle) * np.cos(tilt), np.sin(tilt)])
         column = np.array([-np.sin(angle), np.cos(angle), 0.0])
-        pinholes.append(Pinhole(tuple(np.asarray(focus_mm) + radius_mm * outward), tuple(-outward), tuple(column), tuple(np.cross(column, outward))))
+        pinholes.append(
+            Pinhole(
+                tuple(np.asarray(focus_mm) + radius_mm * outward),
+                tuple(-outward),
+                tuple(column),
+                tuple(np.cross(column, outward)),
+            )
+        )
     return tuple(pinholes)
 
 # %% ../nbs/02_geometry.ipynb #2dd6673a
 def dnm570c(
     tilt_deg: float = 38.0,  # outer rows against the central one
-    focus_mm: tuple[float, float, float] = (24.0, -7.0, 0.0),  # where all modules look, from the centre of the image volume
+    focus_mm: tuple[float, float, float] = (
+        24.0,
+        -7.0,
+        0.0,
+    ),  # where all modules look, from the centre of the image volume
     radius_mm: float = 148.2,  # hole to focus
 ) -> Scanner:
     """Nominal GE Discovery NM 530c/570c: 19 modules of 32 × 32 pixels.
@@ -140,7 +160,9 @@ def myospect_es() -> Scanner:
 # %% ../nbs/02_geometry.ipynb #941a2ea6
 def rotating_camera(
     name: str = "rotating_lehr",
-    angles_deg=tuple(range(225, 45, -6)),  # of the camera at each stop, as DICOM counts them: 0 behind the patient, 90 at his left
+    angles_deg=tuple(
+        range(225, 45, -6)
+    ),  # of the camera at each stop, as DICOM counts them: 0 behind the patient, 90 at his left
     radius_mm=250.0,  # axis of rotation to the face of the collimator, one number or one per stop
     pixels: tuple[int, int] = (64, 64),
     pixel_mm: float = 6.8,
@@ -156,9 +178,17 @@ def rotating_camera(
     angles = np.deg2rad(np.atleast_1d(np.asarray(angles_deg, dtype=float)))
     for angle, radius in zip(angles, np.broadcast_to(radius_mm, angles.shape), strict=True):
         outward = np.array([np.sin(angle), np.cos(angle), 0.0])
-        stops.append(Pinhole(tuple(radius * outward), tuple(-outward), (-outward[1], outward[0], 0.0), (0.0, 0.0, -1.0)))
-    status = {"focal_mm": "typical of low-energy high-resolution collimators", "aperture_mm": "typical of low-energy high-resolution collimators", "intrinsic_fwhm_mm": "typical of 9.5 mm of sodium iodide"}
-    return Scanner(name, tuple(stops), hole_mm, length_mm, pixels, pixel_mm, intrinsic_fwhm_mm, status, "parallel", septa_mm)
+        stops.append(
+            Pinhole(tuple(radius * outward), tuple(-outward), (-outward[1], outward[0], 0.0), (0.0, 0.0, -1.0))
+        )
+    status = {
+        "focal_mm": "typical of low-energy high-resolution collimators",
+        "aperture_mm": "typical of low-energy high-resolution collimators",
+        "intrinsic_fwhm_mm": "typical of 9.5 mm of sodium iodide",
+    }
+    return Scanner(
+        name, tuple(stops), hole_mm, length_mm, pixels, pixel_mm, intrinsic_fwhm_mm, status, "parallel", septa_mm
+    )
 
 # %% ../nbs/02_geometry.ipynb #f12a3f67
 def rotating_lehr() -> Scanner:
@@ -202,7 +232,12 @@ def plot_scanner(scanner: Scanner, ax=None):
         ax.plot(*square.T, color=shade, lw=1.5)
         ax.plot(*sight.T, color=shade, lw=0.6, alpha=0.6)
         ax.scatter(*hole, color=[shade], s=14)
-    ax.set(xlabel="x (mm), left →", ylabel="y (mm), posterior →", zlabel="z (mm), head ↑", title=f"{scanner.name}: {scanner.n_views} modules, one focus")
+    ax.set(
+        xlabel="x (mm), left →",
+        ylabel="y (mm), posterior →",
+        zlabel="z (mm), head ↑",
+        title=f"{scanner.name}: {scanner.n_views} modules, one focus",
+    )
     ax.set_box_aspect(np.ptp(np.array([ax.get_xlim(), ax.get_ylim(), ax.get_zlim()]), axis=1))
     ax.view_init(elev=25, azim=-75)
     return ax
@@ -212,7 +247,9 @@ def project_points(
     points_mm: np.ndarray,  # (N, 3), mm
     pinhole: Pinhole,
     scanner: Scanner,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # row, column (fractions of a pixel; 0 = centre of the first), depth mm; each (N,)
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # row, column (fractions of a pixel; 0 = centre of the first), depth mm; each (N,)
     "Where the ray from each point through the middle of the hole (or straight down a parallel hole) meets the detector. Depth ≤ 0 is behind the collimator."
     q = np.asarray(points_mm) - np.asarray(pinhole.position_mm)
     depth = q @ np.asarray(pinhole.axis)
@@ -223,9 +260,7 @@ def project_points(
     return row, column, depth
 
 # %% ../nbs/02_geometry.ipynb #33065f9d
-def views_per_voxel(
-    scanner: Scanner, grid: ImageGrid,
-) -> np.ndarray:  # (z, y, x), integers 0 … n_views
+def views_per_voxel(scanner: Scanner, grid: ImageGrid) -> np.ndarray:  # (z, y, x), integers 0 … n_views
     "How many modules see each voxel's centre."
     points, (rows, cols) = grid.centers_mm(), scanner.pixels
     count = np.zeros(grid.n_voxels, dtype=int)
@@ -236,7 +271,8 @@ def views_per_voxel(
 
 
 def field_of_view(
-    scanner: Scanner, grid: ImageGrid,
+    scanner: Scanner,
+    grid: ImageGrid,
     min_fraction: float = 0.55,  # of all modules; 11 of 19
 ) -> np.ndarray:  # (z, y, x), bool
     "The support: voxels that enough modules see to be reconstructed."

@@ -41,26 +41,51 @@ def geometry_dashboard(scanner: Scanner | None = None, voxel_mm: float = 8.0) ->
     }
     note = w.HTML()
     reference = float(base.sensitivity[middle])
-    viewer = VolumeViewer({"as built": base.sensitivity / reference, "now": base.sensitivity / reference}, grid, unit="sensitivity ÷ that of the scanner as built, centre", window=(0, 2), colormap="viridis", profile="y")
+    viewer = VolumeViewer(
+        {"as built": base.sensitivity / reference, "now": base.sensitivity / reference},
+        grid,
+        unit="sensitivity ÷ that of the scanner as built, centre",
+        window=(0, 2),
+        colormap="viridis",
+        profile="y",
+    )
 
     def steps(values: dict) -> Iterator[Step]:
-        moved = tuple(replace(p, position_mm=tuple(float(c) for c in np.array(p.position_mm) - values["farther_mm"] * np.array(p.axis))) for p in scanner.pinholes)
+        moved = tuple(
+            replace(
+                p,
+                position_mm=tuple(float(c) for c in np.array(p.position_mm) - values["farther_mm"] * np.array(p.axis)),
+            )
+            for p in scanner.pinholes
+        )
         now = replace(scanner, pinholes=moved, aperture_mm=values["aperture_mm"])
         row = central_row(scanner)
         n = values["views"]
-        kept = row[(len(row) - n) // 2 :][:n] if n <= len(row) else sorted({*row, *[i for i in range(scanner.n_views) if i not in row][: n - len(row)]})
+        kept = (
+            row[(len(row) - n) // 2 :][:n]
+            if n <= len(row)
+            else sorted({*row, *[i for i in range(scanner.n_views) if i not in row][: n - len(row)]})
+        )
         system = SystemMatrix.build(now, grid, cache=False).keep_views(kept)
         point = torch.zeros(grid.shape)
         point[middle] = 1
         spot = system.forward(point)[len(kept) // 2]
         rows, columns = (torch.arange(m, dtype=torch.float32) for m in spot.shape)
         weight = spot / spot.sum().clamp_min(1e-30)
-        spread = sum(float((weight.sum(1 - d) * (axis - (weight.sum(1 - d) * axis).sum()).square()).sum()) for d, axis in enumerate((rows, columns)))
+        spread = sum(
+            float((weight.sum(1 - d) * (axis - (weight.sum(1 - d) * axis).sum()).square()).sum())
+            for d, axis in enumerate((rows, columns))
+        )
         fwhm = 2.355 * (spread / 2) ** 0.5 * scanner.pixel_mm
         note.value = f"Point in the centre of a {grid.voxel_mm:g} mm voxel grid: spot of {fwhm:.1f} mm FWHM on the detector of the middle view; {1e6 * float(system.sensitivity[middle]):.0f} of a million photons are counted."
         yield Step(1, 1, system.sensitivity / reference)
 
-    layout = [Knob(controls["aperture_mm"], "aperture", "mm"), Knob(controls["farther_mm"], "heads farther away", "mm"), Knob(controls["views"], "views", "central ones first"), note]
+    layout = [
+        Knob(controls["aperture_mm"], "aperture", "mm"),
+        Knob(controls["farther_mm"], "heads farther away", "mm"),
+        Knob(controls["views"], "views", "central ones first"),
+        note,
+    ]
     return Dashboard(controls, steps, viewer, "now", layout)
 
 # %% ../nbs/62_lessons.ipynb #c942eb9f
@@ -74,22 +99,38 @@ def mlem_dashboard(study: Study | None = None) -> Dashboard:
     }
     system, kept = study.system(), {}
     center, window = focus_of(study)
-    known = {"truth": study.truth} if study.truth is not None else {"full dose": study.reference} if study.reference is not None else {}
-    viewer = VolumeViewer({"MLEM": torch.zeros(study.grid.shape)} | known, study.grid, study.mu, window=window, cursor=center)
+    known = (
+        {"truth": study.truth}
+        if study.truth is not None
+        else {"full dose": study.reference}
+        if study.reference is not None
+        else {}
+    )
+    viewer = VolumeViewer(
+        {"MLEM": torch.zeros(study.grid.shape)} | known, study.grid, study.mu, window=window, cursor=center
+    )
 
     def steps(values: dict) -> Iterator[Step]:
         if values["counts"] not in kept:
             kept[values["counts"]] = reduced_study(study, values["counts"], None, 0)
         low = kept[values["counts"]]
         quality, target = [], next(iter(known.values()), None)
-        for step in mlem_steps(system, low.projections, values["iterations"], background=low.background, n_subsets=values["subsets"]):
+        for step in mlem_steps(
+            system, low.projections, values["iterations"], background=low.background, n_subsets=values["subsets"]
+        ):
             image = step.image / low.count_fraction
             if target is not None and study.heart is not None:
                 quality.append(psnr(image, target, study.heart))
-                board.curves.value = curve_svg({"PSNR": quality}, f"PSNR in the heart against the {next(iter(known))} (dB)", values["iterations"])
+                board.curves.value = curve_svg(
+                    {"PSNR": quality}, f"PSNR in the heart against the {next(iter(known))} (dB)", values["iterations"]
+                )
             yield Step(step.index, step.total, image, step.scalars)
 
-    layout = [Knob(controls["counts"], "counts", "of full dose"), Knob(controls["iterations"], "iterations", "passes over the data"), Knob(controls["subsets"], "ordered subsets", "1: MLEM")]
+    layout = [
+        Knob(controls["counts"], "counts", "of full dose"),
+        Knob(controls["iterations"], "iterations", "passes over the data"),
+        Knob(controls["subsets"], "ordered subsets", "1: MLEM"),
+    ]
     board = Dashboard(controls, steps, viewer, "MLEM", layout, start=False)
     board.submit()
     return board
@@ -105,11 +146,20 @@ def diffusion_dashboard(study: Study | None = None, prior=None) -> Dashboard:
     clean = image / high
     controls = {
         "t": w.IntSlider(300, min=0, max=999),
-        "schedule": w.Dropdown(options=["cosine", "linear"], value="cosine", description="schedule", layout=w.Layout(width="100%")),
+        "schedule": w.Dropdown(
+            options=["cosine", "linear"], value="cosine", description="schedule", layout=w.Layout(width="100%")
+        ),
         "seed": w.BoundedIntText(0, min=0, max=10**6, description="noise seed", layout=w.Layout(width="100%")),
     }
     note = w.HTML()
-    viewer = VolumeViewer({"clean": clean, "noisy": clean, "denoised": clean}, study.grid, study.mu, unit="activity ÷ that of normal myocardium", window=(0, 1), cursor=center)
+    viewer = VolumeViewer(
+        {"clean": clean, "noisy": clean, "denoised": clean},
+        study.grid,
+        study.mu,
+        unit="activity ÷ that of normal myocardium",
+        window=(0, 1),
+        cursor=center,
+    )
 
     def steps(values: dict) -> Iterator[Step]:
         schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[values["schedule"]]()
@@ -117,7 +167,13 @@ def diffusion_dashboard(study: Study | None = None, prior=None) -> Dashboard:
         noisy, share = add_noise(clean, noise, values["t"], schedule), float(schedule.alpha_bar(values["t"]))
         note.value = f"ᾱ = {share:.4f}: {100 * share**0.5:.0f} % of the image, noise of standard deviation {(1 - share) ** 0.5:.2f}"
         viewer.update("noisy", noisy.clamp_min(0))
-        same = int(np.argmin(np.abs(np.array([float(denoise.schedule.alpha_bar(t)) for t in range(denoise.schedule.n_steps)]) - share)))  # the level at which the prior knows this much noise
+        same = int(
+            np.argmin(
+                np.abs(
+                    np.array([float(denoise.schedule.alpha_bar(t)) for t in range(denoise.schedule.n_steps)]) - share
+                )
+            )
+        )  # the level at which the prior knows this much noise
         yield Step(1, 1, denoise(noisy, same).clamp_min(0))
 
     layout = [Knob(controls["t"], "noise level t", "0 … 999"), controls["schedule"], controls["seed"], note]

@@ -114,7 +114,9 @@ def ssim(
         low, high = max(0, used[0] - SSIM_WINDOW_VOXELS), min(inside.shape[axis], used[-1] + SSIM_WINDOW_VOXELS + 1)
         box.append(slice(max(0, min(low, inside.shape[axis] - SSIM_WINDOW_VOXELS)), max(high, SSIM_WINDOW_VOXELS)))
     box = tuple(box)
-    _, values = structural_similarity(image[box], reference[box], win_size=SSIM_WINDOW_VOXELS, data_range=data_range, full=True)
+    _, values = structural_similarity(
+        image[box], reference[box], win_size=SSIM_WINDOW_VOXELS, data_range=data_range, full=True
+    )
     return float(values[inside[box]].mean())
 
 # %% ../nbs/09_metrics.ipynb #6cd6d558
@@ -255,5 +257,8 @@ def defect_regions(study: Study) -> list[tuple[Tensor, Tensor]]:  # (defect, nor
 
 def contrast_errors(image: Tensor, study: Study, regions: list[tuple[Tensor, Tensor]]) -> list[float]:
     "|contrast in the image − contrast in the truth| of each defect."
-    def contrast(of, defect, normal): return 1 - float(of[defect].mean() / of[normal].mean().clamp_min(1e-30))
+
+    def contrast(of, defect, normal):
+        return 1 - float(of[defect].mean() / of[normal].mean().clamp_min(1e-30))
+
     return [abs(contrast(image, *pair) - contrast(study.truth, *pair)) for pair in regions]

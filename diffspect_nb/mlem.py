@@ -20,12 +20,16 @@ __all__ = ['mlem_steps', 'mlem', 'subset_count', 'osem', 'anchored_em', 'anchore
 def _checked(system: SystemMatrix, projections: Tensor, background: Tensor | float | None) -> tuple[Tensor, Tensor]:
     y = torch.as_tensor(projections, dtype=system.dtype, device=system.device)
     if y.ndim not in (3, 4) or tuple(y.shape[-3:]) != tuple(system.proj_shape):
-        raise InputError(f"projections must have the system's shape {tuple(system.proj_shape)}, or be a stack of such, got {tuple(y.shape)}")
+        raise InputError(
+            f"projections must have the system's shape {tuple(system.proj_shape)}, or be a stack of such, got {tuple(y.shape)}"
+        )
     if not torch.isfinite(y).all() or (y < 0).any():
         raise InputError("projections must be finite and >= 0")
     r = torch.as_tensor(0.0 if background is None else background, dtype=system.dtype, device=system.device)
     if r.ndim not in (0, 3, 4) or (r.ndim and tuple(r.shape[-3:]) != tuple(y.shape[-3:])):
-        raise InputError(f"background must be a number or have the projections' shape {tuple(y.shape)}, got {tuple(r.shape)}")
+        raise InputError(
+            f"background must be a number or have the projections' shape {tuple(y.shape)}, got {tuple(r.shape)}"
+        )
     r = r.expand(y.shape)
     if (r < 0).any():
         raise InputError("background must be >= 0")
@@ -51,7 +55,11 @@ def mlem_steps(
     y, r = _checked(system, projections, background)
     subsets = [(part, y[..., views, :, :], r[..., views, :, :]) for views, part in system.ordered_subsets(n_subsets)]
     seen = system.sensitivity > 0
-    x = _uniform(system, y) if start is None else torch.as_tensor(start, dtype=system.dtype, device=system.device).clone()
+    x = (
+        _uniform(system, y)
+        if start is None
+        else torch.as_tensor(start, dtype=system.dtype, device=system.device).clone()
+    )
     x = torch.where(seen, x, torch.zeros_like(x))
     expected = None
     for i in range(1, n_iter + 1):
@@ -84,7 +92,16 @@ def subset_count(n_views: int) -> int:
 
 def osem(system: SystemMatrix, projections: Tensor, n_iter: int = 5, n_subsets: int | None = None, **options) -> Tensor:
     "The image after `n_iter` passes of OSEM; subsets by `subset_count` unless given."
-    return last(mlem_steps(system, projections, n_iter, n_subsets=subset_count(system.proj_shape[0]) if n_subsets is None else n_subsets, likelihood=False, **options)).image
+    return last(
+        mlem_steps(
+            system,
+            projections,
+            n_iter,
+            n_subsets=subset_count(system.proj_shape[0]) if n_subsets is None else n_subsets,
+            likelihood=False,
+            **options,
+        )
+    ).image
 
 # %% ../nbs/08_mlem.ipynb #1fb6c140
 @torch.no_grad()
@@ -104,7 +121,9 @@ def anchored_em(
     y, r = _checked(system, projections, background)
     v0 = torch.as_tensor(anchor, dtype=system.dtype, device=system.device)
     if tuple(v0.shape) != (*y.shape[:-3], *system.image_shape):
-        raise InputError(f"anchor must have the image's shape {(*y.shape[:-3], *system.image_shape)}, got {tuple(v0.shape)}")
+        raise InputError(
+            f"anchor must have the image's shape {(*y.shape[:-3], *system.image_shape)}, got {tuple(v0.shape)}"
+        )
     b = torch.as_tensor(strength, dtype=system.dtype, device=system.device)
     if (b < 0).any():
         raise InputError(f"strength must be >= 0, got {strength}")

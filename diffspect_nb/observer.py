@@ -37,7 +37,9 @@ def octave_channels(
     found, half = [], pixels // 2
     for k in range(n):
         band = (frequency >= lowest * 2**k) & (frequency < lowest * 2 ** (k + 1))
-        template = np.fft.fftshift(np.fft.ifft2(band).real)[big // 2 - half : big // 2 + half + 1, big // 2 - half : big // 2 + half + 1]
+        template = np.fft.fftshift(np.fft.ifft2(band).real)[
+            big // 2 - half : big // 2 + half + 1, big // 2 - half : big // 2 + half + 1
+        ]
         template = template - template.mean()
         found.append(template / np.sqrt((template**2).sum()))
     return np.stack(found)
@@ -49,8 +51,14 @@ def hotelling_verdicts(
 ) -> tuple[np.ndarray, np.ndarray]:  # (patient,) each
     "Verdict on each patient's two images by the template of all other patients. Raises `InputError` for fewer than three patients more than channels, or values that are not finite."
     present, absent = np.asarray(present, float), np.asarray(absent, float)
-    if present.shape != absent.shape or present.ndim != 2 or not (np.isfinite(present).all() and np.isfinite(absent).all()):
-        raise InputError(f"responses must be two finite (patient, channel) arrays of one shape, got {present.shape} and {absent.shape}")
+    if (
+        present.shape != absent.shape
+        or present.ndim != 2
+        or not (np.isfinite(present).all() and np.isfinite(absent).all())
+    ):
+        raise InputError(
+            f"responses must be two finite (patient, channel) arrays of one shape, got {present.shape} and {absent.shape}"
+        )
     n, k = present.shape
     if n < k + 3:
         raise InputError(f"{k} channels need {k + 3} patients or more, got {n}")
@@ -117,15 +125,22 @@ class Pair:
     weight: np.ndarray  # (z, y, x), 0 … 1: share of the voxel that is wall in the defect
 
 # %% ../nbs/52_observer.ipynb #a59f89d3
-def observer_pair(seed: int, scanner: Scanner, grid: ImageGrid | None = None, severity: tuple[float, float] = (0.2, 0.45)) -> Pair:
+def observer_pair(
+    seed: int, scanner: Scanner, grid: ImageGrid | None = None, severity: tuple[float, float] = (0.2, 0.45)
+) -> Pair:
     "Patient `seed` twice, at full dose; a mild defect of random place in one of the three territories."
     grid, rng = grid or ImageGrid(), np.random.default_rng([seed, 16])
     center = {"LAD": 25.0, "LCx": 270.0, "RCA": 180.0}
     territory = str(rng.choice(list(center)))
     low = float(rng.uniform(0.15, 0.4))
     defect = {
-        "territory": territory, "severity": float(rng.uniform(*severity)), "center_deg": float((center[territory] + rng.uniform(-22, 22)) % 360),
-        "half_extent_deg": float(rng.uniform(20, 40)), "height_from": low, "height_to": low + float(rng.uniform(0.3, 0.45)), "edge_mm": 4.0,
+        "territory": territory,
+        "severity": float(rng.uniform(*severity)),
+        "center_deg": float((center[territory] + rng.uniform(-22, 22)) % 360),
+        "half_extent_deg": float(rng.uniform(20, 40)),
+        "height_from": low,
+        "height_to": low + float(rng.uniform(0.3, 0.45)),
+        "edge_mm": 4.0,
     }
     shared, own = Mismatch.draw(np.random.default_rng([SCANNERS_SEED, seed % N_SCANNERS])), Mismatch.draw(rng)
     mismatch = replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
@@ -133,7 +148,9 @@ def observer_pair(seed: int, scanner: Scanner, grid: ImageGrid | None = None, se
     counts = float(np.exp(rng.uniform(np.log(6e6), np.log(20e6))))
 
     def acquired(defects: list[dict]) -> Study:
-        return simulate_mismatched(lambda g: torso(np.random.default_rng(seed), g, defects=defects), scanner, grid, counts, rng, mismatch, real)
+        return simulate_mismatched(
+            lambda g: torso(np.random.default_rng(seed), g, defects=defects), scanner, grid, counts, rng, mismatch, real
+        )
 
     present, absent = acquired([defect]), acquired([])
     healthy = torso(np.random.default_rng(seed), grid, defects=[])
@@ -147,7 +164,9 @@ def observer_pair(seed: int, scanner: Scanner, grid: ImageGrid | None = None, se
     return Pair(present, absent, defect, v, middle, (share > 0.5) & (weight < 0.05), weight * share)
 
 # %% ../nbs/52_observer.ipynb #46620dc2
-def responses_of(image: Tensor, pair: Pair, grid: ImageGrid, channels: np.ndarray, pixel_mm: float = 4.0) -> np.ndarray:  # (channel,)
+def responses_of(
+    image: Tensor, pair: Pair, grid: ImageGrid, channels: np.ndarray, pixel_mm: float = 4.0
+) -> np.ndarray:  # (channel,)
     "Channel responses of an image (z, y, x) of either study of a pair, in its short-axis plane through the defect, in units of the wall's mean. Raises `InputError` on an image that is empty there."
     f = np.asarray(image, dtype=np.float64)
     level = float(f[pair.wall].mean())

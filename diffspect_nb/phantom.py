@@ -13,8 +13,25 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from diffspect_nb.anatomy import (
-    HEARTS, Canvas, Solid, Tissue, _draw_defects, _draw_heart, _unit, bullet, defect_weight, ellipsoid, grow,
-    half_space, heart_frame, intersect, lv_solids, ripple, subtract, texture, unite,
+    HEARTS,
+    Canvas,
+    Solid,
+    Tissue,
+    _draw_defects,
+    _draw_heart,
+    _unit,
+    bullet,
+    defect_weight,
+    ellipsoid,
+    grow,
+    half_space,
+    heart_frame,
+    intersect,
+    lv_solids,
+    ripple,
+    subtract,
+    texture,
+    unite,
 )
 from .core import WATER_PER_CM, ImageGrid, InputError
 
@@ -95,7 +112,9 @@ def torso_solid(body: dict) -> Solid:
 def _draw_uptake(rng: np.random.Generator) -> dict:
     "Activity concentrations relative to normal myocardium."
     hot = rng.random() < 0.45
-    level = float(np.exp(rng.uniform(np.log(0.7), np.log(2.6))))  # of everything that is not an organ of uptake: extraction differs
+    level = float(
+        np.exp(rng.uniform(np.log(0.7), np.log(2.6)))
+    )  # of everything that is not an organ of uptake: extraction differs
     return {
         "muscle": level * float(rng.uniform(0.07, 0.20)),
         "fat": level * float(rng.uniform(0.03, 0.10)),
@@ -122,7 +141,9 @@ MU_SOFT, MU_FAT, MU_LUNG, MU_BONE_MAX = WATER_PER_CM, 0.142, 0.04, 0.293  # cm�
 def torso(
     rng: np.random.Generator,  # the only source of randomness
     grid: ImageGrid | None = None,  # default 50 × 70 × 70 voxels of 4 mm
-    defects: int | list[dict] | None = None,  # None: half of the phantoms have 1–2; n: that many; or the defects themselves
+    defects: int
+    | list[dict]
+    | None = None,  # None: half of the phantoms have 1–2; n: that many; or the defects themselves
     sex: str | None = None,  # "f" or "m"; None: drawn
     size: float = 1.0,  # girth of the chest and thickness of its fat, times what was drawn
     heart: str | None = None,  # one of `HEARTS`; None: drawn
@@ -224,8 +245,11 @@ def _paint_torso(canvas, rng, noise, sex, heart, body, up) -> dict:
         center = [cx + rng.uniform(-0.5, 0.6) * a, cy + rng.uniform(-0.6, 0.2) * b, top_l - rng.uniform(65, 130)]
         lie = _unit(rng.standard_normal(3))
         side_axis = _unit(np.cross(lie, [0.3, 0.5, 0.8]))
-        loop = ellipsoid(center, [rng.uniform(20, 50), rng.uniform(8, 17), rng.uniform(8, 17)],
-                         np.stack([lie, side_axis, np.cross(lie, side_axis)]))
+        loop = ellipsoid(
+            center,
+            [rng.uniform(20, 50), rng.uniform(8, 17), rng.uniform(8, 17)],
+            np.stack([lie, side_axis, np.cross(lie, side_axis)]),
+        )
         level = up["gut"] * rng.uniform(0.4, 1.0)
         canvas.paint(intersect(loop, inside), Tissue.GUT, textured(level), MU_SOFT)
     if up["gall_bladder"] > 0:
@@ -248,7 +272,9 @@ def _paint_torso(canvas, rng, noise, sex, heart, body, up) -> dict:
         ellipsoid([cx, spine_y, 0], [radius * 1.1, radius, 1e4]), ellipsoid([cx, spine_y + 27, 0], [9, 20, 1e4])
     )
     canvas.paint(column, Tissue.SPINE, textured(up["marrow"]), spine_mu)
-    canvas.paint(ellipsoid([cx + radius + 8, spine_y - radius - 4, 0], [12, 12, 1e4]), Tissue.BLOOD, up["blood"], MU_SOFT)
+    canvas.paint(
+        ellipsoid([cx + radius + 8, spine_y - radius - 4, 0], [12, 12, 1e4]), Tissue.BLOOD, up["blood"], MU_SOFT
+    )
 
     depth = fat + 0.5 * wall
     pitch, phase, tilt = body["rib_pitch_mm"], body["rib_phase_mm"], body["rib_tilt"]
@@ -270,9 +296,15 @@ def _paint_torso(canvas, rng, noise, sex, heart, body, up) -> dict:
             arm = ellipsoid([cx + side * (a + 46), cy + 0.2 * b, 0], [42, 50, 1e4])
             canvas.paint(intersect(arm, clear) if side > 0 else arm, Tissue.BODY, textured(up["muscle"]), MU_SOFT)
     return {
-        "arms_down": bool(arms_down), "spots": spots,
-        "spine_mu_per_cm": spine_mu, "rib_mu_per_cm": rib_mu, "spine_radius_mm": radius, "gut_loops": loops,
-        "stomach_gas": bool(gas), "stomach_radii_mm": [float(r) for r in stomach_radii], "liver_bottom_mm": liver_bottom,
+        "arms_down": bool(arms_down),
+        "spots": spots,
+        "spine_mu_per_cm": spine_mu,
+        "rib_mu_per_cm": rib_mu,
+        "spine_radius_mm": radius,
+        "gut_loops": loops,
+        "stomach_gas": bool(gas),
+        "stomach_radii_mm": [float(r) for r in stomach_radii],
+        "liver_bottom_mm": liver_bottom,
         "mediastinum_half_width_mm": half_med,
     }
 
@@ -294,8 +326,11 @@ def _paint_heart(canvas, rng, noise, heart, up, defects) -> None:
     canvas.paint(sack, Tissue.BODY, up["fat"] + 0.02, 0.150)
     left_atrium = ellipsoid(base - 24 * frame.axis - 4 * frame.septal, [28, 26, 24], axes)
     right_atrium = ellipsoid(base - 16 * frame.axis + 1.25 * ro * frame.septal, [26, 28, 26], axes)
-    aorta = ellipsoid(base - 22 * frame.axis + 20 * frame.septal + 30 * frame.anterior, [15, 15, 45],
-                      np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
+    aorta = ellipsoid(
+        base - 22 * frame.axis + 20 * frame.septal + 30 * frame.anterior,
+        [15, 15, 45],
+        np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    )
     canvas.paint(unite(left_atrium, right_atrium, aorta), Tissue.BLOOD, up["blood"], MU_SOFT)
     fine = 2.0  # mm, sub-voxels of the thin walls
     grain = texture(noise, up["wall_texture"])

@@ -15,8 +15,19 @@ from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter1d, median_filter
 from torch import Tensor
 
-from diffspect_nb.cardiac import (VIEWS, _ORDER, 
-    ANGLES, ROWS, _APEX_MM, LeftVentricle, _checked_image, _in_view, _mark, find_ventricle, look_up, reorient,
+from diffspect_nb.cardiac import (
+    VIEWS,
+    _ORDER,
+    ANGLES,
+    ROWS,
+    _APEX_MM,
+    LeftVentricle,
+    _checked_image,
+    _in_view,
+    _mark,
+    find_ventricle,
+    look_up,
+    reorient,
 )
 from .core import ImageGrid, InputError
 from .uncertainty import Spread, spread
@@ -75,7 +86,9 @@ def _rays(v: LeftVentricle) -> tuple[np.ndarray, np.ndarray]:  # (row, angle, 3)
     return np.broadcast_to((v.origin_mm + along_start[:, None] * v.axis)[:, None], direction.shape), direction
 
 # %% ../nbs/34_polar.ipynb #08d29d3c
-def _shape(v: LeftVentricle) -> tuple[np.ndarray, np.ndarray]:  # (row,) distance of the model's wall, mm; (row,) share of the wall's area
+def _shape(
+    v: LeftVentricle,
+) -> tuple[np.ndarray, np.ndarray]:  # (row,) distance of the model's wall, mm; (row,) share of the wall's area
     "Where each ray meets the middle of the usual wall, and how much wall its row stands for."
     length, height = v.apex_mm - _APEX_MM, v.apex_mm - v.base_mm
     split = v.base_mm + 2 / 3 * height
@@ -125,10 +138,15 @@ def polar_map(
     points = start[:, :, None] + s[:, None] * along[:, :, None]
     values = look_up(a, grid, points)
     middle = start + usual[:, None, None] * along
-    outside = np.any([(middle[..., 2 - k] < axis[0]) | (middle[..., 2 - k] > axis[-1]) for k, axis in enumerate(grid.axes_mm())], axis=0)
+    outside = np.any(
+        [(middle[..., 2 - k] < axis[0]) | (middle[..., 2 - k] > axis[-1]) for k, axis in enumerate(grid.axes_mm())],
+        axis=0,
+    )
     area = np.repeat(share[:, None] / ANGLES, ANGLES, 1)
     if (lost := (area * outside).sum()) > 0.1:
-        raise InputError(f"{100 * lost:.0f} % of the wall lies outside the image: the heart is cut off, or the ventricle is misplaced")
+        raise InputError(
+            f"{100 * lost:.0f} % of the wall lies outside the image: the heart is cut off, or the ventricle is misplaced"
+        )
     prior = np.exp(-(((s - usual[:, None]) / 9) ** 2) / 2)[:, None]
     wall = _steady(s[(values * prior).argmax(-1)])
     near = np.abs(s - wall[..., None])
@@ -157,14 +175,22 @@ def show_views(
         top = polar_map(image, v, grid).counts.max()
         cubes[name], lengths = 100 * cube / top, [*lengths, v.apex_mm - v.base_mm]
     n, middle = len(cubes), 26
-    fig, axes = plt.subplots(3 * n, columns, figsize=(1.15 * columns + 1.3, 3.45 * n + 0.5), dpi=75, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        3 * n, columns, figsize=(1.15 * columns + 1.3, 3.45 * n + 0.5), dpi=75, squeeze=False, layout="constrained"
+    )
     reach = {"short axis": 0.46 * np.mean(lengths), "horizontal long axis": 24.0, "vertical long axis": 24.0}
     for block, (view, (plane, backwards, words)) in enumerate(VIEWS.items()):
         steps = np.rint(np.linspace(-reach[view], reach[view], columns) / 2).astype(int)
         for row, (name, cube) in enumerate(cubes.items()):
             for column, step in enumerate(steps):
                 ax = axes[block * n + row, column]
-                shown = ax.imshow(plane(cube, middle + (-step if backwards else step)), vmin=0, vmax=100, cmap="inferno", extent=(-53, 53, 53, -53))
+                shown = ax.imshow(
+                    plane(cube, middle + (-step if backwards else step)),
+                    vmin=0,
+                    vmax=100,
+                    cmap="inferno",
+                    extent=(-53, 53, 53, -53),
+                )
                 ax.set(xticks=[], yticks=[])
                 if row == 0:
                     ax.set_title(f"{2 * step:+d} mm", size=6, pad=2)
@@ -179,9 +205,23 @@ def show_views(
 
 # %% ../nbs/34_polar.ipynb #5e579833
 SEGMENTS = (  # number − 1 → (name, territory)
-    ("basal anterior", "LAD"), ("basal anteroseptal", "LAD"), ("basal inferoseptal", "RCA"), ("basal inferior", "RCA"), ("basal inferolateral", "LCx"), ("basal anterolateral", "LCx"),
-    ("mid anterior", "LAD"), ("mid anteroseptal", "LAD"), ("mid inferoseptal", "RCA"), ("mid inferior", "RCA"), ("mid inferolateral", "LCx"), ("mid anterolateral", "LCx"),
-    ("apical anterior", "LAD"), ("apical septal", "LAD"), ("apical inferior", "RCA"), ("apical lateral", "LCx"), ("apex", "LAD"),
+    ("basal anterior", "LAD"),
+    ("basal anteroseptal", "LAD"),
+    ("basal inferoseptal", "RCA"),
+    ("basal inferior", "RCA"),
+    ("basal inferolateral", "LCx"),
+    ("basal anterolateral", "LCx"),
+    ("mid anterior", "LAD"),
+    ("mid anteroseptal", "LAD"),
+    ("mid inferoseptal", "RCA"),
+    ("mid inferior", "RCA"),
+    ("mid inferolateral", "LCx"),
+    ("mid anterolateral", "LCx"),
+    ("apical anterior", "LAD"),
+    ("apical septal", "LAD"),
+    ("apical inferior", "RCA"),
+    ("apical lateral", "LCx"),
+    ("apex", "LAD"),
 )
 
 
@@ -190,7 +230,9 @@ def segment_numbers() -> np.ndarray:  # (row, angle), 1 … 17
     radius, angle = (np.arange(ROWS)[:, None] + 0.5) / ROWS, map_angles()[None]
     six = ((angle + 30) % 360 // 60).astype(int)
     four = ((angle + 45) % 360 // 90).astype(int)
-    return np.select([radius < 0.25, radius < 0.5, radius < 0.75], [np.full((1, ANGLES), 17), 13 + four, 7 + six], 1 + six)
+    return np.select(
+        [radius < 0.25, radius < 0.5, radius < 0.75], [np.full((1, ANGLES), 17), 13 + four, 7 + six], 1 + six
+    )
 
 
 def segment_table(disc: PolarMap, values: np.ndarray | None = None) -> list[dict]:
@@ -198,7 +240,15 @@ def segment_table(disc: PolarMap, values: np.ndarray | None = None) -> list[dict
     values, where = disc.percent if values is None else np.asarray(values), segment_numbers()
     if values.shape != where.shape:
         raise InputError(f"values must have the map's shape {where.shape}, got {values.shape}")
-    return [{"segment": n, "name": name, "territory": territory, "mean": float(np.average(values[where == n], weights=disc.area[where == n]))} for n, (name, territory) in enumerate(SEGMENTS, 1)]
+    return [
+        {
+            "segment": n,
+            "name": name,
+            "territory": territory,
+            "mean": float(np.average(values[where == n], weights=disc.area[where == n])),
+        }
+        for n, (name, territory) in enumerate(SEGMENTS, 1)
+    ]
 
 # %% ../nbs/34_polar.ipynb #e2168618
 def plot_polar(
@@ -216,8 +266,12 @@ def plot_polar(
     "A polar map, anterior up and septum to the viewer's left, with the mean of each segment."
     values = disc.percent if values is None else np.asarray(values, float)
     ax = plt.subplots(figsize=(3.6, 3.2), layout="constrained")[1] if ax is None else ax
-    radius, angle = np.meshgrid(np.arange(ROWS + 1) / ROWS, np.deg2rad(np.arange(ANGLES + 1) * 360 / ANGLES), indexing="ij")
-    shown = ax.pcolormesh(-radius * np.sin(angle), radius * np.cos(angle), values, vmin=vmin, vmax=vmax, cmap=cmap, rasterized=True)
+    radius, angle = np.meshgrid(
+        np.arange(ROWS + 1) / ROWS, np.deg2rad(np.arange(ANGLES + 1) * 360 / ANGLES), indexing="ij"
+    )
+    shown = ax.pcolormesh(
+        -radius * np.sin(angle), radius * np.cos(angle), values, vmin=vmin, vmax=vmax, cmap=cmap, rasterized=True
+    )
     turn, line = np.linspace(0, 2 * np.pi, 181), "white" if vmin >= 0 else "0.6"
     for ring in (0.25, 0.5, 0.75, 1.0):
         ax.plot(ring * np.sin(turn), ring * np.cos(turn), color=line, lw=0.6)
@@ -226,15 +280,36 @@ def plot_polar(
             ax.plot(*np.outer([-np.sin(spoke), np.cos(spoke)], [low, high]), color=line, lw=0.6)
     for row in segment_table(disc, values):
         n = row["segment"]
-        r, a = (0.0, 0.0) if n == 17 else (0.375, 90.0 * (n - 13)) if n > 12 else (0.625 if n > 6 else 0.875, 60.0 * ((n - 1) % 6))
+        r, a = (
+            (0.0, 0.0)
+            if n == 17
+            else (0.375, 90.0 * (n - 13))
+            if n > 12
+            else (0.625 if n > 6 else 0.875, 60.0 * ((n - 1) % 6))
+        )
         red, green, blue, _ = shown.to_rgba(row["mean"])
         ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.45 else "black"
-        ax.text(-r * np.sin(np.deg2rad(a)), r * np.cos(np.deg2rad(a)), f"{round(row['mean'])}", color=ink, size=6.5, ha="center", va="center")
+        ax.text(
+            -r * np.sin(np.deg2rad(a)),
+            r * np.cos(np.deg2rad(a)),
+            f"{round(row['mean'])}",
+            color=ink,
+            size=6.5,
+            ha="center",
+            va="center",
+        )
     if outline is not None and outline.any() and not outline.all():
         closed = np.concatenate([outline[:, -1:], outline, outline[:, :1]], axis=1).astype(float)
-        r, a = np.meshgrid((np.arange(ROWS) + 0.5) / ROWS, np.deg2rad((np.arange(-1, ANGLES + 1) + 0.5) * 360 / ANGLES), indexing="ij")
+        r, a = np.meshgrid(
+            (np.arange(ROWS) + 0.5) / ROWS, np.deg2rad((np.arange(-1, ANGLES + 1) + 0.5) * 360 / ANGLES), indexing="ij"
+        )
         ax.contour(-r * np.sin(a), r * np.cos(a), closed, [0.5], colors="cyan", linewidths=1.4)
-    for word, x, y, turn_deg in (("ANT", 0, 1.07, 0), ("INF", 0, -1.07, 0), ("SEP", -1.08, 0, 90), ("LAT", 1.08, 0, 270)):
+    for word, x, y, turn_deg in (
+        ("ANT", 0, 1.07, 0),
+        ("INF", 0, -1.07, 0),
+        ("SEP", -1.08, 0, 90),
+        ("LAT", 1.08, 0, 270),
+    ):
         ax.text(x, y, word, size=7, ha="center", va="center", rotation=turn_deg)
     ax.set(aspect="equal", xlim=(-1.16, 1.16), ylim=(-1.16, 1.16))
     ax.set_axis_off()
@@ -246,7 +321,9 @@ def plot_polar(
     return ax
 
 # %% ../nbs/34_polar.ipynb #99b474c4
-def show_surfaces(image: ArrayLike | Tensor, disc: PolarMap, grid: ImageGrid | None = None, title: str = "") -> plt.Figure:
+def show_surfaces(
+    image: ArrayLike | Tensor, disc: PolarMap, grid: ImageGrid | None = None, title: str = ""
+) -> plt.Figure:
     "Middle slices of the three views with endocardium (white) and epicardium (cyan) drawn, where the surfaces cross the slice."
     v, words = disc.ventricle, {name: view[2] for name, view in VIEWS.items()}
     cube = 100 * reorient(image, v, grid, 1.0, 56.0) / disc.counts.max()
@@ -261,7 +338,10 @@ def show_surfaces(image: ArrayLike | Tensor, disc: PolarMap, grid: ImageGrid | N
                 x, y = np.append(-septal[row], -septal[row, 0]), np.append(-up[row], -up[row, 0])
             else:  # from one side of the base over the apex to the other
                 one, other = (270, 90) if name.startswith("horizontal") else (0, 180)
-                path = [np.concatenate([f[::-1, int(one / 360 * ANGLES)], f[:, int(other / 360 * ANGLES)]]) for f in (along, up, septal)]
+                path = [
+                    np.concatenate([f[::-1, int(one / 360 * ANGLES)], f[:, int(other / 360 * ANGLES)]])
+                    for f in (along, up, septal)
+                ]
                 x, y = (-path[2], -path[0]) if name.startswith("horizontal") else (path[0], -path[1])
             ax.plot(x, y, color=color, lw=1.2)
         _mark(ax, words[name])

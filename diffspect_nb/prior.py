@@ -33,11 +33,23 @@ __all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY',
 
 # %% ../nbs/14_prior.ipynb #6169a37a
 EARLY_UPDATES, LATE_UPDATES = 12, 48  # image updates behind the early and the late image
-HEART_MM, AROUND_MM = (-16.0, 22.0, 8.0), (75.0, 75.0, 55.0)  # where hearts lie on real scans, from the middle of the grid, and how far round it to look: ellipsoid, (x, y, z), LPS
-RECOVERY = {1: 0.13, 3: 0.31, 5: 0.375, 7: 0.39, 9: 0.43, 19: 0.435}  # views → 95th percentile ÷ true uptake of normal myocardium
+HEART_MM, AROUND_MM = (
+    (-16.0, 22.0, 8.0),
+    (75.0, 75.0, 55.0),
+)  # where hearts lie on real scans, from the middle of the grid, and how far round it to look: ellipsoid, (x, y, z), LPS
+RECOVERY = {
+    1: 0.13,
+    3: 0.31,
+    5: 0.375,
+    7: 0.39,
+    9: 0.43,
+    19: 0.435,
+}  # views → 95th percentile ÷ true uptake of normal myocardium
 
 
-def early_and_late(system: SystemMatrix, projections: Tensor) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the projections
+def early_and_late(
+    system: SystemMatrix, projections: Tensor
+) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the projections
     "OSEM images after 12 and 48 updates: one nearly free of noise, one with all the detail the counts may hold."
     n = subset_count(system.proj_shape[0])
     for step in mlem_steps(system, projections, LATE_UPDATES // n, n_subsets=n, likelihood=False):
@@ -76,7 +88,11 @@ def network_config(data: dict) -> UNetConfig | VolumeConfig:
     kind = data.get("kind", "slices")
     if kind not in ("slices", "volume"):
         raise ValueError(f"network kind must be 'slices' or 'volume', got {kind!r}")
-    return VolumeConfig.from_json(data) if kind == "volume" else UNetConfig.from_json({k: v for k, v in data.items() if k != "kind"})
+    return (
+        VolumeConfig.from_json(data)
+        if kind == "volume"
+        else UNetConfig.from_json({k: v for k, v in data.items() if k != "kind"})
+    )
 
 
 def make_network(config: UNetConfig | VolumeConfig) -> SliceUNet | VolumeUNet:
@@ -108,7 +124,9 @@ def load_checkpoint(path: str | Path) -> tuple[SliceUNet | VolumeUNet, dict]:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise InputError(f"{path}: checkpoints must be whole safetensors files (pickles are refused): {reason}") from None
+        raise InputError(
+            f"{path}: checkpoints must be whole safetensors files (pickles are refused): {reason}"
+        ) from None
     return net.eval(), provenance
 
 
@@ -125,7 +143,9 @@ def pretrained_path(name: str) -> Path:
     folder = Path(diffspect_nb.__file__).parent / "weights"
     path = Path(name) if name.endswith(".safetensors") else folder / f"{name}.safetensors"
     if path.parent == folder and not path.is_file():
-        raise InputError(f"no shipped checkpoint is called {name!r}; there are: {', '.join(sorted(p.stem for p in folder.glob('*.safetensors'))) or 'none'}")
+        raise InputError(
+            f"no shipped checkpoint is called {name!r}; there are: {', '.join(sorted(p.stem for p in folder.glob('*.safetensors'))) or 'none'}"
+        )
     return path
 
 # %% ../nbs/14_prior.ipynb #29ef3d6b
@@ -139,7 +159,9 @@ class Prior:
 
     def __post_init__(self):
         members = (self, *self.others)
-        if self.others and not all(isinstance(m.net, VolumeUNet) and m.unit == self.unit and m.device == self.device for m in members):
+        if self.others and not all(
+            isinstance(m.net, VolumeUNet) and m.unit == self.unit and m.device == self.device for m in members
+        ):
             raise InputError("an ensemble takes volume networks of one intensity scale on one device")
 
     @property
@@ -155,12 +177,17 @@ class Prior:
     @property
     def looks_at_data(self) -> bool:
         "Whether the network was trained to look at images of the acquisition."
-        return isinstance(self.net, VolumeUNet) and self.net.config.conditions >= 3 and self.provenance["config"]["condition_dropout"] < 1
+        return (
+            isinstance(self.net, VolumeUNet)
+            and self.net.config.conditions >= 3
+            and self.provenance["config"]["condition_dropout"] < 1
+        )
 
     def denoiser(
         self,
         mu: Tensor | None = None,  # attenuation map, (z, y, x), cm⁻¹
-        early: Tensor | None = None,  # early image of the acquisition (see `early_and_late`), (z, y, x), this prior's scale
+        early: Tensor
+        | None = None,  # early image of the acquisition (see `early_and_late`), (z, y, x), this prior's scale
         late: Tensor | None = None,  # late image, likewise
         clip: tuple[float, float] | None = (0.0, CEILING),
     ) -> Denoiser | VolumeDenoiser | EnsembleDenoiser:
@@ -168,9 +195,17 @@ class Prior:
         schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[self.provenance["config"]["schedule"]]()
         if isinstance(self.net, SliceUNet):
             return Denoiser(self.net, mu, schedule, clip)
-        seen = [None if image is None else image.clamp(0, CEILING) for image in (early, late)] if self.looks_at_data else []
+        seen = (
+            [None if image is None else image.clamp(0, CEILING) for image in (early, late)]
+            if self.looks_at_data
+            else []
+        )
         own = VolumeDenoiser(self.net, (mu, *seen), schedule, clip)
-        return EnsembleDenoiser([own, *(other.denoiser(mu, early, late, clip) for other in self.others)]) if self.others else own
+        return (
+            EnsembleDenoiser([own, *(other.denoiser(mu, early, late, clip) for other in self.others)])
+            if self.others
+            else own
+        )
 
 # %% ../nbs/14_prior.ipynb #b2a8a260
 def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
@@ -178,4 +213,8 @@ def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") ->
     one from a .safetensors file, or an ensemble of several, joined by `+`. Raises `InputError` if PyTorch cannot use the device."""
     loaded, there = [load_checkpoint(path) for path in pretrained_paths(name)], usable_device(device)
     first, *others = (Prior(net.to(there), provenance) for net, provenance in loaded)
-    return replace(first, provenance=first.provenance | {"others": [o.provenance for o in others]}, others=tuple(others)) if others else first
+    return (
+        replace(first, provenance=first.provenance | {"others": [o.provenance for o in others]}, others=tuple(others))
+        if others
+        else first
+    )

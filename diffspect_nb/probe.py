@@ -32,7 +32,9 @@ class Probe:
     "What the counts say about one region of an image."
 
     log_likelihood_ratio: float  # ln L(image as shown) − ln L(region replaced)
-    amount: float  # of the change, that the counts prefer: 0 as shown … 1 replaced; −1 and 2 are as far as the search goes
+    amount: (
+        float  # of the change, that the counts prefer: 0 as shown … 1 replaced; −1 and 2 are as far as the search goes
+    )
     standard_error: float  # of the amount
     photons: float  # emitted in the region that the replacement adds (or takes), in this acquisition
     amounts: tuple[float, ...]  # along which the curve was computed
@@ -46,7 +48,11 @@ class Probe:
             return "the counts cannot tell"
         if not as_shown and not replaced and 0 < self.amount < 1:
             return "the counts prefer something in between"
-        return "the counts support what the image shows" if self.amount < 0.5 else "the counts contradict what the image shows"
+        return (
+            "the counts support what the image shows"
+            if self.amount < 0.5
+            else "the counts contradict what the image shows"
+        )
 
     def __str__(self) -> str:
         return f"{self.verdict}: log-likelihood ratio {self.log_likelihood_ratio:+.1f}, preferred amount of change {self.amount:.2f} ± {self.standard_error:.2f} (0: as shown, 1: replaced)"
@@ -58,9 +64,13 @@ def ball(
     radius_mm: float = 12.0,
 ) -> Tensor:  # (z, y, x), bool
     "A region to ask about. Raises `InputError` if not a single voxel lies in it."
-    region = torch.from_numpy((((grid.centers_mm() - np.asarray(middle_mm)) ** 2).sum(1) <= radius_mm**2).reshape(grid.shape))
+    region = torch.from_numpy(
+        (((grid.centers_mm() - np.asarray(middle_mm)) ** 2).sum(1) <= radius_mm**2).reshape(grid.shape)
+    )
     if not region.any():
-        raise InputError(f"the region is empty: no voxel lies within {radius_mm:g} mm of {tuple(middle_mm)} mm (x, y, z)")
+        raise InputError(
+            f"the region is empty: no voxel lies within {radius_mm:g} mm of {tuple(middle_mm)} mm (x, y, z)"
+        )
     return region
 
 
@@ -83,20 +93,30 @@ def probe_region(
     projections: Tensor,  # measured counts, (view, row, column)
     image: Tensor,  # (z, y, x), photons of this acquisition (full-dose photons × count fraction)
     region: Tensor,  # (z, y, x), bool
-    filled: float | Tensor | None = None,  # what to put there: a level or an image, in the image's unit; default: `filled_from_around`
+    filled: float
+    | Tensor
+    | None = None,  # what to put there: a level or an image, in the image's unit; default: `filled_from_around`
     background: Tensor | None = None,  # expected counts that do not come from the image, like the projections
 ) -> Probe:
     """The image as shown against the image with one region replaced: which do the counts prefer, and how surely? Sums in float64.
 
     Raises `InputError` on shapes that do not fit, an empty region, a level below 0, a replacement that changes nothing, and a region that no view sees."""
     if tuple(image.shape) != tuple(system.image_shape) or tuple(region.shape) != tuple(image.shape):
-        raise InputError(f"image and region must have the system's shape {tuple(system.image_shape)}, got {tuple(image.shape)} and {tuple(region.shape)}")
+        raise InputError(
+            f"image and region must have the system's shape {tuple(system.image_shape)}, got {tuple(image.shape)} and {tuple(region.shape)}"
+        )
     if tuple(projections.shape) != tuple(system.proj_shape):
-        raise InputError(f"projections must have the system's shape {tuple(system.proj_shape)}, got {tuple(projections.shape)}")
+        raise InputError(
+            f"projections must have the system's shape {tuple(system.proj_shape)}, got {tuple(projections.shape)}"
+        )
     region = torch.as_tensor(region).to(image.device) > 0
     if not region.any():
         raise InputError("the region is empty: not a single voxel to ask about")
-    other = filled_from_around(image, region) if filled is None else torch.where(region, torch.as_tensor(filled, dtype=image.dtype, device=image.device), image)
+    other = (
+        filled_from_around(image, region)
+        if filled is None
+        else torch.where(region, torch.as_tensor(filled, dtype=image.dtype, device=image.device), image)
+    )
     if not (torch.isfinite(other).all() and (other >= 0).all()):
         raise InputError("what fills the region must be finite and >= 0")
     change = other - image
@@ -110,13 +130,18 @@ def probe_region(
     y, expected, slope = (a[used].cpu().numpy() for a in (y, expected, slope))
     if not np.abs(slope).max(initial=0) > 0:
         raise InputError("no view sees the region: the counts cannot speak about it")
-    least = 1e-9 * max(expected.max(), (expected + slope).max())  # a count where nothing is expected is improbable, not impossible
+    least = 1e-9 * max(
+        expected.max(), (expected + slope).max()
+    )  # a count where nothing is expected is improbable, not impossible
 
-    def along(a: float) -> np.ndarray: return np.maximum(expected + a * slope, least)
+    def along(a: float) -> np.ndarray:
+        return np.maximum(expected + a * slope, least)
 
-    def log_likelihood(a: float) -> float: return float(np.sum(y * np.log(along(a) / along(0)) - (along(a) - along(0))))
+    def log_likelihood(a: float) -> float:
+        return float(np.sum(y * np.log(along(a) / along(0)) - (along(a) - along(0))))
 
-    def score(a: float) -> float: return float(np.sum(slope * (y / along(a) - 1)))
+    def score(a: float) -> float:
+        return float(np.sum(slope * (y / along(a) - 1)))
 
     def possible(end: float) -> float:  # activity below zero is not asked about
         falling = (slope < 0) if end > 0 else (slope > 0)
@@ -127,7 +152,14 @@ def probe_region(
     amount = low if score(low) <= 0 else high if score(high) >= 0 else brentq(score, low, high, xtol=1e-10)
     error = float(np.sum(slope**2 / along(amount)) ** -0.5)
     amounts = np.linspace(low, high, 61)
-    return Probe(-log_likelihood(1.0), float(amount), error, float(change.double().sum()), tuple(amounts.tolist()), tuple(log_likelihood(a) for a in amounts))
+    return Probe(
+        -log_likelihood(1.0),
+        float(amount),
+        error,
+        float(change.double().sum()),
+        tuple(amounts.tolist()),
+        tuple(log_likelihood(a) for a in amounts),
+    )
 
 # %% ../nbs/23_probe.ipynb #13712117
 def plot_probe(probes: dict[str, Probe], ax: plt.Axes | None = None) -> plt.Axes:
@@ -140,13 +172,20 @@ def plot_probe(probes: dict[str, Probe], ax: plt.Axes | None = None) -> plt.Axes
     for a in (0, 1):
         ax.axvline(a, color="0.6", lw=0.8)
     worst = max(max(probe.curve) - np.interp([0, 1], probe.amounts, probe.curve).min() for probe in probes.values())
-    ax.set(xlabel="amount of change in the region", xlim=(-1.05, 2.15), ylabel="log-likelihood below its top", ylim=(-1.15 * worst, 0.12 * worst))
+    ax.set(
+        xlabel="amount of change in the region",
+        xlim=(-1.05, 2.15),
+        ylabel="log-likelihood below its top",
+        ylim=(-1.15 * worst, 0.12 * worst),
+    )
     ax.set_xticks([-1, 0, 1, 2], ["−1", "0\nas shown", "1\nreplaced", "2"])
     ax.legend(fontsize=7, loc="lower right")
     return ax
 
 # %% ../nbs/23_probe.ipynb #b5d77b61
-def defect_shape(sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5) -> Tensor:  # (z, y, x), 0 … 1, share of the activity that is left
+def defect_shape(
+    sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5
+) -> Tensor:  # (z, y, x), 0 … 1, share of the activity that is left
     "A defect as an image shows it: activity of the patient with it ÷ without it, both blurred (standard deviation in voxels). Times it, an image has the defect; divided by it, no longer."
     with_it, without = (gaussian_filter(p.activity.double().numpy(), blur_voxels) for p in (sick, healthy))
     return torch.from_numpy((with_it + 1e-6) / (without + 1e-6)).float()
@@ -160,7 +199,8 @@ def quick_image(study: Study, system: SystemMatrix) -> Tensor:  # (z, y, x), ful
 def probe_pair(
     seed: int,  # of the patient, the noise and the scanner
     settings: Sequence[str] = ("counts 0.2",),  # as for `reduced`
-    images: dict[str, Callable[[Study, SystemMatrix], Tensor]] | None = None,  # name → image in full-dose photons; default: `quick_image`
+    images: dict[str, Callable[[Study, SystemMatrix], Tensor]]
+    | None = None,  # name → image in full-dose photons; default: `quick_image`
     mismatched: bool = True,  # acquired by a scanner that differs from the model, as in the benchmark
     scanner_name: str = "dnm570c",
     grid: ImageGrid | None = None,
@@ -175,13 +215,23 @@ def probe_pair(
     patient = {name: torso(np.random.default_rng(seed), grid, defects=n) for name, n in (("real", 1), ("invented", 0))}
     defect, mismatch = patient["real"].defects[0], Mismatch.draw(rng)
     true_system = mismatch.true_system(scanner, grid, cache=False) if mismatched else None
-    system = None if mismatched else SystemMatrix.build(scanner, grid, patient["real"].mu)  # the CT does not see perfusion: one matrix for both
+    system = (
+        None if mismatched else SystemMatrix.build(scanner, grid, patient["real"].mu)
+    )  # the CT does not see perfusion: one matrix for both
     shape = defect_shape(patient["real"], patient["invented"])
     images, rows = images or {"OSEM": quick_image}, {}
     for name, phantom in patient.items():
         if mismatched:
             n = len(phantom.defects)
-            full = simulate_mismatched(lambda g, n=n: torso(np.random.default_rng(seed), g, defects=n), scanner, grid, counts, rng, mismatch, true_system)
+            full = simulate_mismatched(
+                lambda g, n=n: torso(np.random.default_rng(seed), g, defects=n),
+                scanner,
+                grid,
+                counts,
+                rng,
+                mismatch,
+                true_system,
+            )
         else:
             full = simulate(phantom, scanner, counts, rng, system)
         system = system or full.system()
@@ -198,11 +248,28 @@ def probe_pair(
                     image = image * shape
                 acquired, wall = image * low.count_fraction, float(image[normal].mean())
                 changes = {"shape": (shape < 1, acquired / shape), "region": (region, wall * low.count_fraction)}
-                found = {way: probe_region(matrix, low.projections, acquired, *change, low.background) for way, change in changes.items()}
-                row = rows.setdefault((setting, method), {"patient": seed, "setting": setting, "image": method, "territory": defect["territory"], "severity": defect["severity"], "voxels": int(region.sum())})
+                found = {
+                    way: probe_region(matrix, low.projections, acquired, *change, low.background)
+                    for way, change in changes.items()
+                }
+                row = rows.setdefault(
+                    (setting, method),
+                    {
+                        "patient": seed,
+                        "setting": setting,
+                        "image": method,
+                        "territory": defect["territory"],
+                        "severity": defect["severity"],
+                        "voxels": int(region.sum()),
+                    },
+                )
                 row |= {f"{name}_shown": 1 - float(image[region].mean()) / wall}
                 for way, p in found.items():
-                    row |= {f"{name}_{way}_llr": p.log_likelihood_ratio, f"{name}_{way}_amount": p.amount, f"{name}_{way}_se": p.standard_error}
+                    row |= {
+                        f"{name}_{way}_llr": p.log_likelihood_ratio,
+                        f"{name}_{way}_amount": p.amount,
+                        f"{name}_{way}_se": p.standard_error,
+                    }
                 if keep is not None:
                     keep[name] = image, found["shape"], region
     return list(rows.values())

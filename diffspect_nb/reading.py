@@ -20,7 +20,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .cardiac import VIEWS, ANGLES, ROWS, LeftVentricle, _checked_image, _mark, find_ventricle, reorient, turned
+from diffspect_nb.cardiac import (
+    VIEWS,
+    ANGLES,
+    ROWS,
+    LeftVentricle,
+    _checked_image,
+    _mark,
+    find_ventricle,
+    reorient,
+    turned,
+)
 from .core import ImageGrid, InputError
 from .files import atomic_path, reading
 from .polar import PolarMap, _smooth, plot_polar, polar_map
@@ -68,15 +78,25 @@ def normal_hearts(readings: Iterable[PolarMap], about: str = "") -> NormalHearts
         scaled = [_scale(m, mean, r.area) * m for m, r in zip(maps, readings, strict=True)]
         mean = np.mean(scaled, axis=0)
         mean *= 100 / mean.max()
-    sd = _smooth(np.std([_scale(m, mean, r.area) * m for m, r in zip(maps, readings, strict=True)], axis=0, ddof=1), 1.5, 2.5)
+    sd = _smooth(
+        np.std([_scale(m, mean, r.area) * m for m, r in zip(maps, readings, strict=True)], axis=0, ddof=1), 1.5, 2.5
+    )
     return NormalHearts(mean, np.maximum(sd, 2.0), len(readings), about)
 
 
 def save_normals(path: str | Path, normals: dict[str, NormalHearts]) -> None:
     "Write normal hearts (e.g. of women and men) into one safetensors file, atomically."
-    arrays = {f"{name}.{part}": getattr(normal, part).astype(np.float32) for name, normal in normals.items() for part in ("mean", "sd")}
+    arrays = {
+        f"{name}.{part}": getattr(normal, part).astype(np.float32)
+        for name, normal in normals.items()
+        for part in ("mean", "sd")
+    }
     with atomic_path(path) as tmp:
-        save_file(arrays, tmp, {f"{name}.{key}": str(getattr(normal, key)) for name, normal in normals.items() for key in ("n", "about")})
+        save_file(
+            arrays,
+            tmp,
+            {f"{name}.{key}": str(getattr(normal, key)) for name, normal in normals.items() for key in ("n", "about")},
+        )
 
 # %% ../nbs/35_reading.ipynb #61fd8455
 @lru_cache(maxsize=4)
@@ -85,7 +105,15 @@ def load_normals(path: str | Path | None = None) -> dict[str, NormalHearts]:
     path = Path(diffspect_nb.__file__).parent / "normals" / "osem.safetensors" if path is None else Path(path)
     with reading(path, "file of normal hearts"), safe_open(path, "np") as file:
         meta, names = file.metadata() or {}, sorted({k.split(".")[0] for k in file.keys()})
-        found = {name: NormalHearts(file.get_tensor(f"{name}.mean"), file.get_tensor(f"{name}.sd"), int(meta[f"{name}.n"]), meta[f"{name}.about"]) for name in names}
+        found = {
+            name: NormalHearts(
+                file.get_tensor(f"{name}.mean"),
+                file.get_tensor(f"{name}.sd"),
+                int(meta[f"{name}.n"]),
+                meta[f"{name}.about"],
+            )
+            for name in names
+        }
         if not found or any(n.mean.shape != (ROWS, ANGLES) for n in found.values()):
             raise InputError(f"{path}: must hold maps of {ROWS} × {ANGLES} readings")
     return found
@@ -128,7 +156,9 @@ class Reversibility:
     fixed_percent: float
 
 
-def reversibility(stress: Deficit, rest: Deficit, area: np.ndarray, gain_percent: float = GAIN_PERCENT) -> Reversibility:
+def reversibility(
+    stress: Deficit, rest: Deficit, area: np.ndarray, gain_percent: float = GAIN_PERCENT
+) -> Reversibility:
     "Split the stress defect by what it does at rest; `area` is that of the stress map. Raises `InputError` on a gain that is not positive."
     if not gain_percent > 0:
         raise InputError(f"gain_percent must be > 0, got {gain_percent}")
@@ -142,12 +172,32 @@ def show_reading(discs: dict[str, PolarMap], normal: NormalHearts) -> plt.Figure
     "One map per image with its defect outlined; with two (stress, rest), their difference with what is reversible outlined."
     found = {name: deficit(disc, normal) for name, disc in discs.items()}
     names = list(found)
-    fig, axes = plt.subplots(1, len(found) + (len(found) == 2), figsize=(3.7 * (len(found) + 1), 3.2), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(found) + (len(found) == 2), figsize=(3.7 * (len(found) + 1), 3.2), layout="constrained", squeeze=False
+    )
     for ax, (name, d) in zip(axes[0], found.items(), strict=False):
-        plot_polar(discs[name], d.percent, f"{name}: {d.extent_percent:.0f} % of the wall below {THRESHOLD_SD} SD", ax, outline=d.defect, unit="% of normal maximum", vmax=110)
+        plot_polar(
+            discs[name],
+            d.percent,
+            f"{name}: {d.extent_percent:.0f} % of the wall below {THRESHOLD_SD} SD",
+            ax,
+            outline=d.defect,
+            unit="% of normal maximum",
+            vmax=110,
+        )
     if len(found) == 2:
         back = reversibility(found[names[0]], found[names[1]], discs[names[0]].area)
-        plot_polar(discs[names[0]], back.gain, f"{names[1]} − {names[0]}: {back.reversible_percent:.0f} % reversible, {back.fixed_percent:.0f} % fixed", axes[0, 2], vmin=-50, vmax=50, cmap="RdBu_r", unit="points of %", outline=back.reversible)
+        plot_polar(
+            discs[names[0]],
+            back.gain,
+            f"{names[1]} − {names[0]}: {back.reversible_percent:.0f} % reversible, {back.fixed_percent:.0f} % fixed",
+            axes[0, 2],
+            vmin=-50,
+            vmax=50,
+            cmap="RdBu_r",
+            unit="points of %",
+            outline=back.reversible,
+        )
     return fig
 
 # %% ../nbs/35_reading.ipynb #c99d77ee
@@ -170,30 +220,45 @@ def reading_figure(image: ArrayLike | Tensor, ventricle: LeftVentricle, grid: Im
         ax.tick_params(labelsize=6)
         ax.set_xlabel("mm", size=6)
     plot_polar(disc, title="peak of the wall", ax=axes[3])
-    fig.suptitle(f"azimuth {ventricle.azimuth_deg:.0f}°, elevation {ventricle.elevation_deg:.0f}°, base {ventricle.base_mm:.0f} mm (cyan: long axis and base plane)", size=9)
+    fig.suptitle(
+        f"azimuth {ventricle.azimuth_deg:.0f}°, elevation {ventricle.elevation_deg:.0f}°, base {ventricle.base_mm:.0f} mm (cyan: long axis and base plane)",
+        size=9,
+    )
     return fig
 
 # %% ../nbs/35_reading.ipynb #e3db1aa1
 class AxisEditor:
     "Three sliders for one image: azimuth and elevation of the apex, and the base plane. `ventricle` is the edited one; `set` does what the sliders do."
 
-    def __init__(self, image: ArrayLike | Tensor, ventricle: LeftVentricle | None = None, grid: ImageGrid | None = None):
+    def __init__(
+        self, image: ArrayLike | Tensor, ventricle: LeftVentricle | None = None, grid: ImageGrid | None = None
+    ):
         import ipywidgets as w
 
         self.image, self.grid = _checked_image(image, grid)
         self.found = self.ventricle = find_ventricle(self.image, self.grid) if ventricle is None else ventricle
         style = {"description_width": "90px"}
-        make = lambda value, low, high, name: w.FloatSlider(value, min=low, max=high, step=1.0, description=name, continuous_update=False, style=style)
+        make = lambda value, low, high, name: w.FloatSlider(
+            value, min=low, max=high, step=1.0, description=name, continuous_update=False, style=style
+        )
         v = self.found
         self.sliders = {
             "azimuth_deg": make(v.azimuth_deg, min(-90.0, v.azimuth_deg), max(180.0, v.azimuth_deg), "azimuth (°)"),
-            "elevation_deg": make(v.elevation_deg, min(-60.0, v.elevation_deg), max(80.0, v.elevation_deg), "elevation (°)"),
+            "elevation_deg": make(
+                v.elevation_deg, min(-60.0, v.elevation_deg), max(80.0, v.elevation_deg), "elevation (°)"
+            ),
             "base_mm": make(v.base_mm, v.base_mm - 25, v.base_mm + 25, "base (mm)"),
         }
         self.message, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
         again = w.Button(description="as found", tooltip="back to the ventricle found automatically")
-        again.on_click(lambda _: self.set(azimuth_deg=self.found.azimuth_deg, elevation_deg=self.found.elevation_deg, base_mm=self.found.base_mm))
-        self.widget = w.VBox([w.HBox([*self.sliders.values(), again], layout=w.Layout(flex_flow="row wrap")), self.message, self.picture])
+        again.on_click(
+            lambda _: self.set(
+                azimuth_deg=self.found.azimuth_deg, elevation_deg=self.found.elevation_deg, base_mm=self.found.base_mm
+            )
+        )
+        self.widget = w.VBox(
+            [w.HBox([*self.sliders.values(), again], layout=w.Layout(flex_flow="row wrap")), self.message, self.picture]
+        )
         self._quiet = False
         for slider in self.sliders.values():
             slider.observe(lambda _: self._redraw(), names="value")

@@ -63,15 +63,23 @@ class Reconstruction:
     provenance: dict = field(default_factory=dict)  # versions, seconds, the prior's history
 
 # %% ../nbs/21_reconstruction.ipynb #3a280fe4
-def measurement_support(system: SystemMatrix, projections: Tensor, image: Tensor, background: Tensor | None = None) -> MeasurementSupport:
+def measurement_support(
+    system: SystemMatrix, projections: Tensor, image: Tensor, background: Tensor | None = None
+) -> MeasurementSupport:
     "Poisson deviance of counts (view, row, column) against the projection of an image (z, y, x) in photons of this acquisition, and what else was expected."
     expected = _expected(system, image, background)
     deviance = poisson_deviance(projections, expected)
-    by_chance = poisson_deviance(torch.poisson(expected, generator=torch.Generator(expected.device).manual_seed(0)), expected)
+    by_chance = poisson_deviance(
+        torch.poisson(expected, generator=torch.Generator(expected.device).manual_seed(0)), expected
+    )
     # Where nothing is expected the noise explains nothing; a count there is counted in full.
     impossible = float((projections[expected <= 0] > 0).sum())
     spread = system.adjoint(deviance.to(system.dtype)) / system.sensitivity.clamp_min(1e-30)
-    return MeasurementSupport(deviance, torch.where(system.sensitivity > 0, spread, 0), (float(deviance.sum()) + impossible) / max(float(by_chance.sum()), 1e-30))
+    return MeasurementSupport(
+        deviance,
+        torch.where(system.sensitivity > 0, spread, 0),
+        (float(deviance.sum()) + impossible) / max(float(by_chance.sum()), 1e-30),
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,9 @@ class Beginning:
     late: Step  # x_in, likewise
 
 # %% ../nbs/21_reconstruction.ipynb #ea3aba6b
-def beginning_steps(study: Study, guidance: Guidance, system: SystemMatrix | None = None) -> Generator[Step, None, Beginning]:
+def beginning_steps(
+    study: Study, guidance: Guidance, system: SystemMatrix | None = None
+) -> Generator[Step, None, Beginning]:
     "OSEM or MLEM up to x_in, images in full-dose photons; the generator's return value is the `Beginning`."
     system = system or study.system()
     subsets = min(guidance.subsets, len(study.views))
@@ -94,17 +104,22 @@ def beginning_steps(study: Study, guidance: Guidance, system: SystemMatrix | Non
             early = step
         yield Step(step.index, passes + guidance.steps, step.image / study.count_fraction)
     background = None if study.background is None else study.background.to(y)
-    early, late = (replace(s, scalars={"log_likelihood": poisson_log_likelihood(y, _expected(system, s.image, background))}) for s in (early, step))
+    early, late = (
+        replace(s, scalars={"log_likelihood": poisson_log_likelihood(y, _expected(system, s.image, background))})
+        for s in (early, step)
+    )
     return Beginning(system, early, late)
 
 # %% ../nbs/21_reconstruction.ipynb #4ef67386
 def reconstruction_steps(
     study: Study,
-    guidance: Guidance | None = None,  # default: `default_guidance(study.count_level, len(study.views) / study.scanner.n_views)`
+    guidance: Guidance
+    | None = None,  # default: `default_guidance(study.count_level, len(study.views) / study.scanner.n_views)`
     denoise: Denoise | None = None,  # default: the prior's
     system: SystemMatrix | None = None,  # of exactly this study, if you have it already
     prior: Prior | None = None,  # a trained prior; default: the shipped one. The walk runs where it is
-    beginning: Beginning | None = None,  # of exactly this study, from an earlier walk with the same iterations and subsets
+    beginning: Beginning
+    | None = None,  # of exactly this study, from an earlier walk with the same iterations and subsets
 ) -> Generator[Step, None, Reconstruction]:
     "OSEM or MLEM for x_in, then the guided walk, as one iterator of steps with images in full-dose photons; the generator's return value is the `Reconstruction`."
     started = time.perf_counter()
@@ -129,7 +144,9 @@ def reconstruction_steps(
     if guidance.smooth_voxels > 0:
         start = torch.from_numpy(gaussian_filter(x_in.cpu().numpy(), guidance.smooth_voxels)).to(x_in)
     likelihoods = beginning.early.scalars["log_likelihood"], beginning.late.scalars["log_likelihood"]
-    for step in sample(denoise, system, y, start, scale / dose, guidance, likelihoods=likelihoods, background=background):
+    for step in sample(
+        denoise, system, y, start, scale / dose, guidance, likelihoods=likelihoods, background=background
+    ):
         yield Step(passes + step.index, passes + step.total, step.image / dose, step.scalars)
     support = measurement_support(system, y, step.image, background)
     versions = {"diffspect_nb": diffspect_nb.__version__, "torch": torch.__version__}
@@ -146,30 +163,49 @@ def outcome(steps: Generator[Step, None, T]) -> T:
             return end.value
 
 
-def reconstruct(study: Study, guidance: Guidance | None = None, denoise: Denoise | None = None, **options) -> Reconstruction:
+def reconstruct(
+    study: Study, guidance: Guidance | None = None, denoise: Denoise | None = None, **options
+) -> Reconstruction:
     "Guided reconstruction of a study; options as for `reconstruction_steps`."
     return outcome(reconstruction_steps(study, guidance, denoise, **options))
 
 # %% ../nbs/21_reconstruction.ipynb #c834a946
 def versions() -> dict:
     "Versions of what computed a result."
-    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
+    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | {
+        p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")
+    }
 
 
-def views_figure(study: Study, images: dict[str, Tensor], support, maps: dict[str, ScaledMap] | None = None) -> plt.Figure:
+def views_figure(
+    study: Study, images: dict[str, Tensor], support, maps: dict[str, ScaledMap] | None = None
+) -> plt.Figure:
     "Orthogonal planes through the heart of all images on one scale; below, the measurement support of the last one and other maps of it."
     focus = study.heart if study.heart is not None else next(iter(images.values())) > 0
     center = tuple(int(c) for c in torch.nonzero(focus).float().mean(0).round())
     inside = torch.from_numpy(field_of_view(study.scanner, study.grid))
     shown = {name: image * inside for name, image in images.items()}
     top = float(np.percentile(np.asarray(next(iter(shown.values()))[focus]), 99.5))
-    beside = {name: replace(m, volume=torch.where(inside, m.volume, torch.nan)) for name, m in ({"measurement support": support.map} | (maps or {})).items()}
+    beside = {
+        name: replace(m, volume=torch.where(inside, m.volume, torch.nan))
+        for name, m in ({"measurement support": support.map} | (maps or {})).items()
+    }
     fig = show_slices(shown, center, top, study.grid.voxel_mm, "photons per voxel, full dose", maps=beside)
-    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)", size=9)
+    fig.suptitle(
+        f"{study.counts:,.0f} counts, {len(study.views)} views; reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)",
+        size=9,
+    )
     return fig
 
 # %% ../nbs/21_reconstruction.ipynb #a65c6900
-def write_result(folder: Path, study: Study, images: dict[str, Tensor], result: dict, support, maps: dict[str, ScaledMap] | None = None) -> None:
+def write_result(
+    folder: Path,
+    study: Study,
+    images: dict[str, Tensor],
+    result: dict,
+    support,
+    maps: dict[str, ScaledMap] | None = None,
+) -> None:
     "Write image.nii.gz (the last image), the others and the maps by name, support.nii.gz, views.png and result.json, all or nothing."
     with atomic_folder(folder) as tmp:
         named = list(images.items())[:-1] + [(name, m.volume) for name, m in (maps or {}).items()]

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from .core import InputError, Step
-from .diffusion import NoiseSchedule, add_noise, cosine_schedule, ddim_step, dpm2_step, predict_eps, timesteps
+from diffspect_nb.diffusion import (
+    NoiseSchedule,
+    add_noise,
+    cosine_schedule,
+    ddim_step,
+    dpm2_step,
+    predict_eps,
+    timesteps,
+)
 from .mlem import anchored_em, mlem
 from .prior import EARLY_UPDATES
 from .system import SystemMatrix, poisson_log_likelihood
@@ -30,7 +38,9 @@ class Guidance:
 
     The defaults are the Poisson-anchored guidance at low counts; `default_guidance(C)` adapts it, `paper_guidance(C)` gives the paper's."""
 
-    steps: int = 10  # noise levels visited; each costs one network evaluation per noise field (one more in all with two_starts)
+    steps: int = (
+        10  # noise levels visited; each costs one network evaluation per noise field (one more in all with two_starts)
+    )
     start: int | None = 600  # noise level t₀ to start from; None: T − 1, from (nearly) pure noise
     end: int = 40  # noise level of the last step
     anchor: float = 0.05  # b of the Poisson anchor in units of mean(s)/mean(v); 0: off
@@ -43,7 +53,9 @@ class Guidance:
     mlem_interval: int = 1  # insert at every n-th sampler step
     tv_weight: float = 0.0  # of total variation along z, in the network's intensity scale
     lambda_dps: float = 0.0  # share by which one step moves the estimate towards x_in
-    dps_jacobian: str = "identity"  # identity: gradient-free | network: back-propagated | raw: the paper's letter, c_t = 1
+    dps_jacobian: str = (
+        "identity"  # identity: gradient-free | network: back-propagated | raw: the paper's letter, c_t = 1
+    )
     eta: float = 0.0  # 0: DDIM … 1: as random as DDPM, with the learned variance
     solver: str = "renoise"  # ddim | dpm2: DPM-Solver++(2M), second order | renoise: fresh noise at every step
     samples: int = 3  # fresh noise fields per step whose estimates are averaged (renoise)
@@ -57,31 +69,61 @@ class Guidance:
     seed: int = 0
 
     def __post_init__(self):
-        whole = {"steps": 1, "anchor_updates": 0, "anchor_subsets": 1, "mlem_updates": 1, "mlem_interval": 1, "iterations": EARLY_UPDATES, "subsets": 1, "seed": 0, "samples": 1, "end": 0, "final_updates": 0}
+        whole = {
+            "steps": 1,
+            "anchor_updates": 0,
+            "anchor_subsets": 1,
+            "mlem_updates": 1,
+            "mlem_interval": 1,
+            "iterations": EARLY_UPDATES,
+            "subsets": 1,
+            "seed": 0,
+            "samples": 1,
+            "end": 0,
+            "final_updates": 0,
+        }
         for name, least in whole.items():
             value = getattr(self, name)
             if isinstance(value, bool) or int(value) != value or value < least:
                 raise InputError(f"{name} must be a whole number >= {least}, got {value}")
         if self.subsets > EARLY_UPDATES:
-            raise InputError(f"subsets must be <= {EARLY_UPDATES}, the updates behind the early image, got {self.subsets}")
-        for name, most in {"anchor": np.inf, "lambda_mlem": 1, "tv_weight": np.inf, "lambda_dps": np.inf, "eta": 1, "smooth_voxels": np.inf, "ceiling": np.inf}.items():
+            raise InputError(
+                f"subsets must be <= {EARLY_UPDATES}, the updates behind the early image, got {self.subsets}"
+            )
+        for name, most in {
+            "anchor": np.inf,
+            "lambda_mlem": 1,
+            "tv_weight": np.inf,
+            "lambda_dps": np.inf,
+            "eta": 1,
+            "smooth_voxels": np.inf,
+            "ceiling": np.inf,
+        }.items():
             value = getattr(self, name)
             if not (np.isfinite(value) and 0 <= value <= most):
                 raise InputError(f"{name} must be in [0, {most}], got {value}")
         if self.start is not None and (int(self.start) != self.start or self.start - self.end < self.steps - 1):
-            raise InputError(f"start must be None or a noise level >= end + steps - 1 = {self.end + self.steps - 1}, got {self.start}")
+            raise InputError(
+                f"start must be None or a noise level >= end + steps - 1 = {self.end + self.steps - 1}, got {self.start}"
+            )
         if self.solver not in ("ddim", "dpm2", "renoise"):
             raise InputError(f"solver must be 'ddim', 'dpm2' or 'renoise', got {self.solver!r}")
         if self.solver != "ddim" and (self.eta > 0 or self.two_starts):
-            raise InputError(f"eta and two_starts belong to solver 'ddim', got eta {self.eta} and two_starts {self.two_starts} with {self.solver!r}")
+            raise InputError(
+                f"eta and two_starts belong to solver 'ddim', got eta {self.eta} and two_starts {self.two_starts} with {self.solver!r}"
+            )
         if self.first_samples is not None and (int(self.first_samples) != self.first_samples or self.first_samples < 1):
             raise InputError(f"first_samples must be None or a whole number >= 1, got {self.first_samples}")
         if self.solver != "renoise" and (self.samples > 1 or self.first_samples):
-            raise InputError(f"samples > 1 and first_samples belong to solver 'renoise', got {self.samples} and {self.first_samples} with {self.solver!r}")
+            raise InputError(
+                f"samples > 1 and first_samples belong to solver 'renoise', got {self.samples} and {self.first_samples} with {self.solver!r}"
+            )
         if self.dps_jacobian not in ("identity", "network", "raw"):
             raise InputError(f"dps_jacobian must be 'identity', 'network' or 'raw', got {self.dps_jacobian!r}")
         if self.solver == "renoise" and self.dps_jacobian != "identity":
-            raise InputError(f"solver 'renoise' is gradient-free: dps_jacobian must be 'identity', got {self.dps_jacobian!r}")
+            raise InputError(
+                f"solver 'renoise' is gradient-free: dps_jacobian must be 'identity', got {self.dps_jacobian!r}"
+            )
 
     def to_json(self) -> dict:
         "Plain dictionary for JSON."
@@ -103,7 +145,11 @@ def default_guidance(count_level: float, view_share: float = 1.0, **changes) -> 
     known = float(np.clip(count_level * view_share, 0.005, 1))
     plenty = known > 0.4
     steps, end = changes.get("steps", 9 if plenty else Guidance.steps), changes.get("end", Guidance.end)
-    chosen = {"steps": steps, "start": max(round(260 * known**-0.25), end + steps - 1), "anchor": round(max(0.004, 0.00061 * level**-1.35), 4)}
+    chosen = {
+        "steps": steps,
+        "start": max(round(260 * known**-0.25), end + steps - 1),
+        "anchor": round(max(0.004, 0.00061 * level**-1.35), 4),
+    }
     if plenty:
         chosen |= {"anchor_subsets": 10, "final_updates": round(10 * known), "first_samples": 1}
     if steps > 15:
@@ -128,8 +174,21 @@ def paper_guidance(count_level: float, **changes) -> Guidance:
     if not 0 < count_level <= 1.5:
         raise InputError(f"count_level must be detected ÷ full-dose counts, in (0, 1.5], got {count_level}")
     chosen = {
-        "steps": 25, "start": None, "end": 0, "solver": "ddim", "samples": 1, "final_updates": 0, "anchor": 0.0, "iterations": 50, "subsets": 1, "shared_noise": True, "two_starts": True, "dps_jacobian": "network", "tv_weight": 0.02,
-        "lambda_dps": fitted_lambda_dps(count_level), "lambda_mlem": fitted_lambda_mlem(count_level),
+        "steps": 25,
+        "start": None,
+        "end": 0,
+        "solver": "ddim",
+        "samples": 1,
+        "final_updates": 0,
+        "anchor": 0.0,
+        "iterations": 50,
+        "subsets": 1,
+        "shared_noise": True,
+        "two_starts": True,
+        "dps_jacobian": "network",
+        "tv_weight": 0.02,
+        "lambda_dps": fitted_lambda_dps(count_level),
+        "lambda_mlem": fitted_lambda_mlem(count_level),
     }
     return Guidance(**(chosen | changes))
 
@@ -165,21 +224,38 @@ def _expected(system: SystemMatrix, image: Tensor, background: Tensor | None) ->
     return system.forward(image) if background is None else system.forward(image) + background
 
 
-def insert_mlem(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance, background: Tensor | None = None) -> Tensor:
+def insert_mlem(
+    x0: Tensor,
+    system: SystemMatrix,
+    projections: Tensor,
+    scale: float,
+    guidance: Guidance,
+    background: Tensor | None = None,
+) -> Tensor:
     "(1 − λ) x̂0 + λ f(x̂0), f = MLEM updates started at x̂0 [12]. x̂0 in the network's scale, (z, y, x)."
     photons = x0.clamp_min(FLOOR) / scale
     updated = mlem(system, projections, guidance.mlem_updates, start=photons, background=background)
     return (1 - guidance.lambda_mlem) * x0 + guidance.lambda_mlem * scale * updated
 
 # %% ../nbs/20_sampler.ipynb #2a1926d5
-def anchor_to_counts(x0: Tensor, system: SystemMatrix, projections: Tensor, scale: float, guidance: Guidance, target: float = np.inf, background: Tensor | None = None) -> Tensor:
+def anchor_to_counts(
+    x0: Tensor,
+    system: SystemMatrix,
+    projections: Tensor,
+    scale: float,
+    guidance: Guidance,
+    target: float = np.inf,
+    background: Tensor | None = None,
+) -> Tensor:
     "Anchored EM from x̂0: the image that explains the counts and stays near x̂0. In the network's scale, (z, y, x). Stops early at a log-likelihood of `target`."
     photons = x0.clamp_min(FLOOR) / scale
     seen = system.sensitivity > 0
     strength = guidance.anchor * system.sensitivity[seen].mean() / photons[seen].mean()
     subsets = min(guidance.anchor_subsets, system.proj_shape[0])
     if np.isinf(target):
-        return scale * anchored_em(system, projections, photons, strength, guidance.anchor_updates, background=background, n_subsets=subsets)
+        return scale * anchored_em(
+            system, projections, photons, strength, guidance.anchor_updates, background=background, n_subsets=subsets
+        )
     v = photons
     for _ in range(guidance.anchor_updates):
         if poisson_log_likelihood(projections, _expected(system, v, background)) >= target:
@@ -188,7 +264,16 @@ def anchor_to_counts(x0: Tensor, system: SystemMatrix, projections: Tensor, scal
     return scale * v
 
 # %% ../nbs/20_sampler.ipynb #f963977f
-def pull_towards(x_next: Tensor, x_in: Tensor, x0: Tensor, x_t: Tensor, t: int, t_next: int, schedule: NoiseSchedule, guidance: Guidance) -> Tensor:
+def pull_towards(
+    x_next: Tensor,
+    x_in: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: int,
+    t_next: int,
+    schedule: NoiseSchedule,
+    guidance: Guidance,
+) -> Tensor:
     "x_{t'} − λ_dps·c_t·∇‖x_in − x̂0(x_t)‖² [10]; for a back-propagated Jacobian x̂0 must still hang on x_t."
     now, then = float(schedule.sqrt_alpha_bar(t)), float(schedule.sqrt_alpha_bar(t_next))
     if guidance.dps_jacobian == "identity":
@@ -219,7 +304,8 @@ def sample(
     scale: float,  # from those photons to the network's intensity scale
     guidance: Guidance,
     schedule: NoiseSchedule | None = None,  # default: that of the denoiser, else cosine
-    likelihoods: tuple[float, float] | None = None,  # log-likelihood of the early and the late image, for the likelihood schedule
+    likelihoods: tuple[float, float]
+    | None = None,  # log-likelihood of the early and the late image, for the likelihood schedule
     background: Tensor | None = None,  # expected counts that do not come from the image, like projections
 ) -> Iterator[Step]:
     """Guided sampling (Xie et al. 2025, Algorithm 2), one `Step` per noise level; images in photons of this acquisition.
@@ -238,10 +324,14 @@ def sample(
     if guidance.likelihood_schedule and likelihoods is None:
         raise InputError("the likelihood schedule needs the log-likelihoods of the early and the late image")
     levels = timesteps(guidance.steps, guidance.start, schedule, guidance.end)
-    rise = np.linspace(*likelihoods, guidance.steps) if guidance.likelihood_schedule else np.full(guidance.steps, np.inf)
+    rise = (
+        np.linspace(*likelihoods, guidance.steps) if guidance.likelihood_schedule else np.full(guidance.steps, np.inf)
+    )
     before: tuple[Tensor, int] | None = None  # the guided x̂0 of the step before, and its level
     fields = starting_noise(x_in.shape, guidance, x_in.device)
-    steps_noise = starting_noise(x_in.shape, Guidance(**(guidance.to_json() | {"seed": guidance.seed + 1, "shared_noise": False})), x_in.device)
+    steps_noise = starting_noise(
+        x_in.shape, Guidance(**(guidance.to_json() | {"seed": guidance.seed + 1, "shared_noise": False})), x_in.device
+    )
     target = (x_in * scale).clamp(0, guidance.ceiling)
     together = getattr(denoise, "stacks", False)
     x = target if guidance.solver == "renoise" else add_noise(target, next(fields), levels[0], schedule)
@@ -252,13 +342,47 @@ def sample(
             noisy = [add_noise(x, next(fields), t, schedule) for _ in range(n_fields)]
             seen = denoise(torch.stack(noisy), t) if together else [denoise(one, t) for one in noisy]
             predicted = sum(seen[1:], seen[0]) / n_fields
-            x = x0 = _consistent(predicted, system, projections, scale, guidance, i, rise[i], background) + guidance.lambda_dps * (target - predicted)
+            x = x0 = _consistent(
+                predicted, system, projections, scale, guidance, i, rise[i], background
+            ) + guidance.lambda_dps * (target - predicted)
         else:
             noise = next(steps_noise) if guidance.eta > 0 else None
-            x_next, x0 = _one_step(denoise, system, projections, target, scale, guidance, schedule, x, i, t, t_next, noise, rise[i], before, background)
+            x_next, x0 = _one_step(
+                denoise,
+                system,
+                projections,
+                target,
+                scale,
+                guidance,
+                schedule,
+                x,
+                i,
+                t,
+                t_next,
+                noise,
+                rise[i],
+                before,
+                background,
+            )
             if i == 0 and guidance.two_starts:
                 other = add_noise(target, next(fields), t, schedule)
-                x_other, x0_other = _one_step(denoise, system, projections, target, scale, guidance, schedule, other, i, t, t_next, noise, rise[i], None, background)
+                x_other, x0_other = _one_step(
+                    denoise,
+                    system,
+                    projections,
+                    target,
+                    scale,
+                    guidance,
+                    schedule,
+                    other,
+                    i,
+                    t,
+                    t_next,
+                    noise,
+                    rise[i],
+                    None,
+                    background,
+                )
                 x_next, x0 = (x_next + x_other) / 2, (x0 + x0_other) / 2
             x, before = x_next, (x0, t)
         image = (x if t_next < 0 else x0).clamp_min(0) / scale
@@ -279,7 +403,23 @@ def _consistent(x0, system, projections, scale, guidance, i, likelihood, backgro
     return tv_along_z(x0.clamp_max(guidance.ceiling), guidance.tv_weight)
 
 # %% ../nbs/20_sampler.ipynb #899af581
-def _one_step(denoise, system, projections, target, scale, guidance, schedule, x, i, t, t_next, noise, likelihood, before, background) -> tuple[Tensor, Tensor]:
+def _one_step(
+    denoise,
+    system,
+    projections,
+    target,
+    scale,
+    guidance,
+    schedule,
+    x,
+    i,
+    t,
+    t_next,
+    noise,
+    likelihood,
+    before,
+    background,
+) -> tuple[Tensor, Tensor]:
     "From level t to t_next: returns x_{t'} and the guided x̂0, both in the network's scale."
     back_propagate = guidance.lambda_dps > 0 and guidance.dps_jacobian != "identity"
     v = None

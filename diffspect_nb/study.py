@@ -42,19 +42,29 @@ class Study:
     truth: Tensor | None = None  # true activity, (z, y, x), photons at full dose
     reference: Tensor | None = None  # full-dose MLEM-50 image, (z, y, x), photons
     heart: Tensor | None = None  # region in which the heart is scored, (z, y, x), bool
-    background: Tensor | None = None  # expected counts that do not come from the grid (scatter, activity outside), like projections
+    background: Tensor | None = (
+        None  # expected counts that do not come from the grid (scatter, activity outside), like projections
+    )
     meta: dict = field(default_factory=dict)  # plain JSON values
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)
         views = range(self.scanner.n_views) if self.views is None else self.views
         put("views", tuple(int(v) for v in views))
-        if not self.views or len(set(self.views)) != len(self.views) or not all(0 <= v < self.scanner.n_views for v in self.views):
-            raise InputError(f"views must be distinct indices of the scanner's {self.scanner.n_views} modules, got {list(self.views)}")
+        if (
+            not self.views
+            or len(set(self.views)) != len(self.views)
+            or not all(0 <= v < self.scanner.n_views for v in self.views)
+        ):
+            raise InputError(
+                f"views must be distinct indices of the scanner's {self.scanner.n_views} modules, got {list(self.views)}"
+            )
         y = torch.as_tensor(self.projections, dtype=torch.float32)
         expected = (len(self.views), *self.scanner.pixels)
         if tuple(y.shape) != expected:
-            raise InputError(f"projections must have shape (view, row, column) = {expected} for scanner {self.scanner.name!r}, got {tuple(y.shape)}")
+            raise InputError(
+                f"projections must have shape (view, row, column) = {expected} for scanner {self.scanner.name!r}, got {tuple(y.shape)}"
+            )
         if not torch.isfinite(y).all():
             raise InputError("projections must be finite, they hold NaN or infinity")
         if (y < 0).any():
@@ -65,7 +75,9 @@ class Study:
         if self.background is not None:
             r = torch.as_tensor(self.background, dtype=torch.float32)
             if r.shape != y.shape or not torch.isfinite(r).all() or (r < 0).any():
-                raise InputError(f"background must be finite, >= 0 and of the projections' shape {tuple(y.shape)}, got shape {tuple(r.shape)}")
+                raise InputError(
+                    f"background must be finite, >= 0 and of the projections' shape {tuple(y.shape)}, got shape {tuple(r.shape)}"
+                )
             put("background", r)
         if not (np.isfinite(self.count_fraction) and 0 < self.count_fraction <= 1):
             raise InputError(f"count_fraction must be in (0, 1], got {self.count_fraction}")
@@ -77,12 +89,16 @@ class Study:
             if image is not None:
                 image = torch.as_tensor(image, dtype=torch.float32)
                 if tuple(image.shape) != self.grid.shape or not torch.isfinite(image).all() or (image < 0).any():
-                    raise InputError(f"{name} must be finite, >= 0 and of the grid's shape {self.grid.shape}, got shape {tuple(image.shape)}")
+                    raise InputError(
+                        f"{name} must be finite, >= 0 and of the grid's shape {self.grid.shape}, got shape {tuple(image.shape)}"
+                    )
                 put(name, image)
         if self.heart is not None:
             heart = torch.as_tensor(self.heart) > 0
             if tuple(heart.shape) != self.grid.shape or not heart.any():
-                raise InputError(f"heart must be a mask of the grid's shape {self.grid.shape} with at least one voxel, got shape {tuple(heart.shape)}")
+                raise InputError(
+                    f"heart must be a mask of the grid's shape {self.grid.shape} with at least one voxel, got shape {tuple(heart.shape)}"
+                )
             put("heart", heart)
 
     @property
@@ -119,7 +135,17 @@ def simulate(
 ) -> Study:
     "A full-dose acquisition of the phantom with Poisson noise; its truth is the activity in photons."
     heart = heart_mask(phantom)
-    return simulate_activity(phantom.activity, phantom.grid, scanner, counts, rng, phantom.mu, heart if heart.any() else None, {"phantom": phantom.meta}, system)
+    return simulate_activity(
+        phantom.activity,
+        phantom.grid,
+        scanner,
+        counts,
+        rng,
+        phantom.mu,
+        heart if heart.any() else None,
+        {"phantom": phantom.meta},
+        system,
+    )
 
 # %% ../nbs/07_study.ipynb #e3c85df3
 def simulate_activity(
@@ -143,7 +169,9 @@ def simulate_activity(
         raise InputError("the activity is zero wherever the scanner can see")
     measured = rng.poisson((expected * (counts / total)).numpy()).astype(np.float32)
     meta = {"full_dose_counts": float(measured.sum()), "expected_counts": float(counts)} | (meta or {})
-    return Study(torch.from_numpy(measured), scanner, grid, mu, truth=activity * (counts / total), heart=heart, meta=meta)
+    return Study(
+        torch.from_numpy(measured), scanner, grid, mu, truth=activity * (counts / total), heart=heart, meta=meta
+    )
 
 # %% ../nbs/07_study.ipynb #a71912df
 @dataclass(frozen=True)
@@ -168,7 +196,9 @@ class Mismatch:
         "Matrix without attenuation, and grid, of what really happens: other holes, a displaced grid with a margin of 20 mm or more all round."
         margin = 2 * int(np.ceil(20 / grid.voxel_mm))
         around = ImageGrid(tuple(n + margin for n in grid.shape), grid.voxel_mm, self.offset_mm)
-        return SystemMatrix.build(replace(scanner, aperture_mm=scanner.aperture_mm * self.aperture), around, cache=cache), around
+        return SystemMatrix.build(
+            replace(scanner, aperture_mm=scanner.aperture_mm * self.aperture), around, cache=cache
+        ), around
 
 # %% ../nbs/07_study.ipynb #905c5ac0
 def simulate_mismatched(
@@ -178,41 +208,67 @@ def simulate_mismatched(
     counts: float,  # expected unscattered counts over all views at full dose
     rng: np.random.Generator,
     mismatch: Mismatch,
-    true_system: tuple[SystemMatrix, ImageGrid] | None = None,  # from `mismatch.true_system`, if you have it already; on a GPU, it is projected there
+    true_system: tuple[SystemMatrix, ImageGrid]
+    | None = None,  # from `mismatch.true_system`, if you have it already; on a GPU, it is projected there
 ) -> Study:
     "A full-dose study whose acquisition differs from its model by `mismatch`; truth in photons on the nominal grid. Raises `InputError` if the scanner would see nothing."
     if not (np.isfinite(counts) and counts > 0):
         raise InputError(f"counts must be a positive number of expected counts, got {counts}")
     bare, around = true_system or mismatch.true_system(scanner, grid)
     real, nominal = paint(around), paint(grid)
-    survive = attenuation_factors(real.mu.to(bare.device), replace(scanner, aperture_mm=scanner.aperture_mm * mismatch.aperture), around)
+    survive = attenuation_factors(
+        real.mu.to(bare.device), replace(scanner, aperture_mm=scanner.aperture_mm * mismatch.aperture), around
+    )
     x = real.activity.ravel().to(bare.device)
-    expected = torch.stack([block @ (x * a) for block, a in zip(bare.by_pixel, survive, strict=True)]).cpu().double().numpy().reshape(bare.proj_shape)
+    expected = (
+        torch.stack([block @ (x * a) for block, a in zip(bare.by_pixel, survive, strict=True)])
+        .cpu()
+        .double()
+        .numpy()
+        .reshape(bare.proj_shape)
+    )
     total = float(expected.sum())
     if not total > 0:
         raise InputError("the activity is zero wherever the scanner can see")
     expected *= counts / total
-    photons = counts / total * mismatch.aperture**2  # a scanner is calibrated: its holes blur otherwise than modelled, its efficiency is known
+    photons = (
+        counts / total * mismatch.aperture**2
+    )  # a scanner is calibrated: its holes blur otherwise than modelled, its efficiency is known
     if mismatch.scatter > 0:
         blurred = gaussian_filter(expected, (0, mismatch.scatter_pixels, mismatch.scatter_pixels), mode="nearest")
         expected = expected + blurred * (mismatch.scatter * counts / blurred.sum())
     measured = rng.poisson(expected).astype(np.float32)
     ct = shift(nominal.mu.numpy(), np.array(mismatch.ct_shift_mm)[::-1] / grid.voxel_mm, order=1, mode="nearest")
     heart = heart_mask(nominal) if "heart" in nominal.meta else torch.zeros(grid.shape, dtype=torch.bool)
-    meta = {"full_dose_counts": float(measured.sum()), "expected_counts": float(counts), "mismatch": asdict(mismatch), "phantom": nominal.meta, "defects": list(nominal.defects)}
+    meta = {
+        "full_dose_counts": float(measured.sum()),
+        "expected_counts": float(counts),
+        "mismatch": asdict(mismatch),
+        "phantom": nominal.meta,
+        "defects": list(nominal.defects),
+    }
     return Study(
-        torch.from_numpy(measured), scanner, grid, torch.from_numpy(ct.clip(0)), truth=nominal.activity * photons,
-        heart=heart if heart.any() else None, meta=meta,
+        torch.from_numpy(measured),
+        scanner,
+        grid,
+        torch.from_numpy(ct.clip(0)),
+        truth=nominal.activity * photons,
+        heart=heart if heart.any() else None,
+        meta=meta,
     )
 
 # %% ../nbs/07_study.ipynb #92d3b3ba
 def image_as_phantom(image: Tensor, own: ImageGrid, mu: Tensor | None = None) -> Callable[[ImageGrid], Phantom]:
     "A painter for `simulate_mismatched`: an image (z, y, x) on its own grid, such as a real scan, taken as activity and looked up linearly on any other; zero outside."
+
     def paint(grid: ImageGrid) -> Phantom:
         where = [(axis - first[0]) / own.voxel_mm for axis, first in zip(grid.axes_mm(), own.axes_mm(), strict=True)]
         index = np.stack(np.meshgrid(*where, indexing="ij"))
         fields = (image, torch.zeros(own.shape) if mu is None else mu)
-        activity, attenuation = (torch.from_numpy(map_coordinates(f.numpy().astype(np.float32), index, order=1, mode="constant")) for f in fields)
+        activity, attenuation = (
+            torch.from_numpy(map_coordinates(f.numpy().astype(np.float32), index, order=1, mode="constant"))
+            for f in fields
+        )
         return Phantom(activity, attenuation, torch.zeros(grid.shape, dtype=torch.uint8), (), grid, {})
 
     return paint
@@ -227,7 +283,9 @@ def thin(study: Study, fraction: float, rng: np.random.Generator) -> Study:
         raise InputError("only whole counts can be thinned: these projections are not integers")
     kept = rng.binomial(y.astype(np.int64), fraction).astype(np.float32)
     background = None if study.background is None else study.background * fraction
-    return replace(study, projections=torch.from_numpy(kept), background=background, count_fraction=study.count_fraction * fraction)
+    return replace(
+        study, projections=torch.from_numpy(kept), background=background, count_fraction=study.count_fraction * fraction
+    )
 
 # %% ../nbs/07_study.ipynb #64d00dc8
 def keep_views(
@@ -267,7 +325,9 @@ def _save_views(path: Path, counts: Tensor, pixel_mm: float) -> None:
     "Write (view, row, column) as NIfTI (column, row, view): whole numbers as such."
     array = counts.numpy().transpose(2, 1, 0)
     whole = np.array_equal(array, np.round(array))
-    nibabel.save(nibabel.Nifti1Image(array.astype(np.int32 if whole else np.float32), np.diag([pixel_mm, pixel_mm, 1, 1])), path)
+    nibabel.save(
+        nibabel.Nifti1Image(array.astype(np.int32 if whole else np.float32), np.diag([pixel_mm, pixel_mm, 1, 1])), path
+    )
 
 
 def _load_views(path: Path) -> Tensor:
@@ -310,7 +370,9 @@ def _load(folder: Path) -> Study:
         scanner = Scanner.from_json(scanner) if isinstance(scanner, dict) else named_scanner(str(scanner))
         grid, fraction, views = ImageGrid.from_json(head["grid"]), float(head["count_fraction"]), head.get("views")
     except (KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{folder / 'study.json'}: {e if isinstance(e, InputError) else f'lacks or misstates {e}'}") from None
+        raise InputError(
+            f"{folder / 'study.json'}: {e if isinstance(e, InputError) else f'lacks or misstates {e}'}"
+        ) from None
     counts = _load_views(folder / "projections.nii.gz")
     optional: dict[str, Tensor | None] = {}
     if (folder / "background.nii.gz").exists():
@@ -321,16 +383,24 @@ def _load(folder: Path) -> Study:
     if optional["mu"] is not None:
         check_mu(optional["mu"], grid.shape, str(folder / "mu.nii.gz"))
     try:
-        return Study(counts, scanner, grid, count_fraction=fraction, views=views, meta=dict(head.get("meta") or {}), **optional)
+        return Study(
+            counts, scanner, grid, count_fraction=fraction, views=views, meta=dict(head.get("meta") or {}), **optional
+        )
     except (InputError, TypeError) as e:
-        name = next((f"{part}.nii.gz" for part in ("projections", "background") if str(e).startswith(part)), "study.json")
+        name = next(
+            (f"{part}.nii.gz" for part in ("projections", "background") if str(e).startswith(part)), "study.json"
+        )
         raise InputError(f"{folder / name}: {e}") from None
 
 # %% ../nbs/07_study.ipynb #85b8f74d
 def study_hashes(folder: str | Path) -> dict[str, str]:  # file name → SHA-256
     "What is in a study folder, for a result that must say what it was made from."
     names = ("study.json", "projections.nii.gz", "background.nii.gz", *(f"{name}.nii.gz" for name in OPTIONAL))
-    return {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in names if (Path(folder) / name).exists()}
+    return {
+        name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest()
+        for name in names
+        if (Path(folder) / name).exists()
+    }
 
 # %% ../nbs/07_study.ipynb #f265d673
 def sample_folder(name: str = "patient") -> Path:
@@ -353,7 +423,11 @@ def reduced(study: Study, setting: str, seed: int = 0) -> Study:
     "The study at a setting: `counts 0.05` (all views, thinned) or `views 9` (central views, full dose). The noise depends on the seed and the setting alone."
     kind, _, value = setting.partition(" ")
     if kind == "counts":
-        return study if float(value) == 1 else thin(study, float(value), np.random.default_rng([seed, round(1e4 * float(value))]))
+        return (
+            study
+            if float(value) == 1
+            else thin(study, float(value), np.random.default_rng([seed, round(1e4 * float(value))]))
+        )
     if kind == "views":
         return keep_views(study, int(value))
     raise InputError(f"a setting is 'counts FRACTION' or 'views NUMBER', got {setting!r}")

@@ -45,7 +45,10 @@ def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -
 
 def _csr(matrix: scipy.sparse.csr_matrix) -> Tensor:
     "A SciPy CSR matrix as a torch one that shares its memory."
-    parts = (torch.from_numpy(a) for a in (matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False), matrix.data))
+    parts = (
+        torch.from_numpy(a)
+        for a in (matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False), matrix.data)
+    )
     return _sparse(*parts, matrix.shape)
 
 # %% ../nbs/06_system.ipynb #14a73782
@@ -83,12 +86,16 @@ class SystemMatrix:
         matrix = scipy.sparse.csr_matrix(matrix)
         n_views, pixels = proj_shape[0], int(np.prod(proj_shape[1:]))
         if matrix.shape != (n_views * pixels, int(np.prod(image_shape))):
-            raise InputError(f"system matrix must be (bins, voxels) = {(n_views * pixels, int(np.prod(image_shape)))}, got {matrix.shape}")
+            raise InputError(
+                f"system matrix must be (bins, voxels) = {(n_views * pixels, int(np.prod(image_shape)))}, got {matrix.shape}"
+            )
         if not (np.isfinite(matrix.data).all() and (matrix.data >= 0).all()):
             raise InputError("system matrix must hold finite values >= 0")
         if matrix.data.dtype not in (np.float32, np.float64):
             matrix = matrix.astype(np.float32)
-        return cls._from_blocks([matrix[v * pixels : (v + 1) * pixels].T.tocsr() for v in range(n_views)], image_shape, proj_shape)
+        return cls._from_blocks(
+            [matrix[v * pixels : (v + 1) * pixels].T.tocsr() for v in range(n_views)], image_shape, proj_shape
+        )
 
     @classmethod
     def _from_blocks(cls, blocks: Sequence[scipy.sparse.csr_matrix], image_shape, proj_shape) -> SystemMatrix:
@@ -115,7 +122,13 @@ class SystemMatrix:
         "The same matrix on another device or with another floating-point type; itself if that changes nothing."
         if torch.device(device or self.device) == self.device and dtype in (None, self.dtype):
             return self
-        def moved(blocks): return tuple(_sparse(b.crow_indices().to(device), b.col_indices().to(device), b.values().to(device, dtype), b.shape) for b in blocks)
+
+        def moved(blocks):
+            return tuple(
+                _sparse(b.crow_indices().to(device), b.col_indices().to(device), b.values().to(device, dtype), b.shape)
+                for b in blocks
+            )
+
         return SystemMatrix(moved(self.by_pixel), moved(self.by_voxel), self.image_shape, self.proj_shape)
 
     def keep_views(self, views: Sequence[int]) -> SystemMatrix:
@@ -123,12 +136,19 @@ class SystemMatrix:
         views = [int(v) for v in views]
         if not views or not all(0 <= v < self.proj_shape[0] for v in views) or len(set(views)) != len(views):
             raise InputError(f"views must be distinct indices 0 … {self.proj_shape[0] - 1}, got {views}")
-        return SystemMatrix(tuple(self.by_pixel[v] for v in views), tuple(self.by_voxel[v] for v in views), self.image_shape, (len(views), *self.proj_shape[1:]))
+        return SystemMatrix(
+            tuple(self.by_pixel[v] for v in views),
+            tuple(self.by_voxel[v] for v in views),
+            self.image_shape,
+            (len(views), *self.proj_shape[1:]),
+        )
 
     def attenuate(self, factors: Tensor) -> SystemMatrix:
         "Multiply each (voxel, view) by its attenuation factor; `factors` is (views, voxels)."
         if tuple(factors.shape) != (self.proj_shape[0], int(np.prod(self.image_shape))):
-            raise InputError(f"attenuation factors must be (views, voxels) = {(self.proj_shape[0], int(np.prod(self.image_shape)))}, got {tuple(factors.shape)}")
+            raise InputError(
+                f"attenuation factors must be (views, voxels) = {(self.proj_shape[0], int(np.prod(self.image_shape)))}, got {tuple(factors.shape)}"
+            )
         by_pixel, by_voxel = [], []
         for p, v, a in zip(self.by_pixel, self.by_voxel, factors.to(self.device, self.dtype), strict=True):
             values = p.values() * a[p.col_indices()]
@@ -163,20 +183,30 @@ class SystemMatrix:
         if n not in self._subsets:
             views = [list(range(i, self.proj_shape[0], n)) for i in range(n)]
             parts = [self if n == 1 else self.keep_views(v) for v in views]
-            self._subsets[n] = [(v, part._in_one_block() if part.device.type == "cuda" else part) for v, part in zip(views, parts, strict=True)]
+            self._subsets[n] = [
+                (v, part._in_one_block() if part.device.type == "cuda" else part)
+                for v, part in zip(views, parts, strict=True)
+            ]
         return self._subsets[n]
 
     def _in_one_block(self) -> SystemMatrix:
         "The same matrix with the blocks of all views joined to one, in new memory; for products only, since views can no longer be taken from it."
         rows, pixels = self.by_pixel, self.by_pixel[0].shape[0]
         crow = torch.cat([rows[0].crow_indices()[:1], *(b.crow_indices().diff() for b in rows)]).cumsum(0).int()
-        by_pixel = _sparse(crow, torch.cat([b.col_indices() for b in rows]), torch.cat([b.values() for b in rows]), (pixels * len(rows), rows[0].shape[1]))
+        by_pixel = _sparse(
+            crow,
+            torch.cat([b.col_indices() for b in rows]),
+            torch.cat([b.values() for b in rows]),
+            (pixels * len(rows), rows[0].shape[1]),
+        )
         entries = torch.stack([b.crow_indices().diff() for b in self.by_voxel])  # (view, voxel)
         voxel = torch.arange(entries.shape[1], device=self.device, dtype=torch.int32)
         order = torch.cat([torch.repeat_interleave(voxel, n) for n in entries]).argsort(stable=True)
         column = torch.cat([b.col_indices() + i * pixels for i, b in enumerate(self.by_voxel)])[order]
         crow = torch.nn.functional.pad(entries.sum(0).cumsum(0), (1, 0)).int()
-        by_voxel = _sparse(crow, column, torch.cat([b.values() for b in self.by_voxel])[order], (entries.shape[1], pixels * len(rows)))
+        by_voxel = _sparse(
+            crow, column, torch.cat([b.values() for b in self.by_voxel])[order], (entries.shape[1], pixels * len(rows))
+        )
         return SystemMatrix((by_pixel,), (by_voxel,), self.image_shape, self.proj_shape)
 
     @cached_property
@@ -189,7 +219,9 @@ class SystemMatrix:
         if array.ndim == 4 and tuple(array.shape[1:]) == tuple(shape):
             return array.reshape(len(array), -1).T.contiguous(), 4
         if tuple(array.shape) != tuple(shape) and tuple(array.shape) != (int(np.prod(shape)),):
-            raise InputError(f"{what} must have shape {tuple(shape)}, its flat length, or be a stack (n, …) of such, got {tuple(array.shape)}")
+            raise InputError(
+                f"{what} must have shape {tuple(shape)}, its flat length, or be a stack (n, …) of such, got {tuple(array.shape)}"
+            )
         return array.reshape(-1), array.ndim
 
 # %% ../nbs/06_system.ipynb #2dc4fca7
@@ -212,7 +244,11 @@ def adjoint_gap(system: SystemMatrix, seed: int = 0) -> float:
 # %% ../nbs/06_system.ipynb #6d9c457e
 def cache_path(scanner: Scanner, grid: ImageGrid) -> Path:
     "Where the bare matrix of this scanner and grid is kept: the name is a hash of their content and of the footprint's constants."
-    content = {"scanner": scanner.to_json() | {"status": None, "name": None}, "grid": grid.to_json(), "footprint": [SHIFTS, PRUNE[scanner.collimator]]}
+    content = {
+        "scanner": scanner.to_json() | {"status": None, "name": None},
+        "grid": grid.to_json(),
+        "footprint": [SHIFTS, PRUNE[scanner.collimator]],
+    }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / f"system-{key}.safetensors"
 
@@ -220,7 +256,13 @@ def cache_path(scanner: Scanner, grid: ImageGrid) -> Path:
 def _save_blocks(path: Path, blocks: Sequence[scipy.sparse.csr_matrix]) -> None:
     tensors, sums = {}, {}
     for v, block in enumerate(blocks):
-        parts = {"entries": np.diff(block.indptr).astype(np.uint8 if np.diff(block.indptr).max(initial=0) < 256 else np.int32), "pixel": block.indices.astype(np.int16), "value": block.data}
+        parts = {
+            "entries": np.diff(block.indptr).astype(
+                np.uint8 if np.diff(block.indptr).max(initial=0) < 256 else np.int32
+            ),
+            "pixel": block.indices.astype(np.int16),
+            "value": block.data,
+        }
         for name, array in parts.items():
             tensors[f"{v}.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
             sums[f"{v}.{name}"] = str(zlib.crc32(np.ascontiguousarray(array)))
@@ -241,12 +283,18 @@ def _load_blocks(path: Path) -> list[scipy.sparse.csr_matrix]:
                         raise SafetensorError(f"checksum of {v}.{name} differs")
                 ptr = np.zeros(len(parts["entries"]) + 1, dtype=np.int32)
                 np.cumsum(parts["entries"], out=ptr[1:])
-                return scipy.sparse.csr_matrix((parts["value"], parts["pixel"].astype(np.int32), ptr), shape=(len(ptr) - 1, int(sums["pixels"])), copy=False)
+                return scipy.sparse.csr_matrix(
+                    (parts["value"], parts["pixel"].astype(np.int32), ptr),
+                    shape=(len(ptr) - 1, int(sums["pixels"])),
+                    copy=False,
+                )
 
             with ThreadPoolExecutor(2) as pool:
                 return list(pool.map(block, range(int(sums["views"]))))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{path}: the cached system matrix is damaged ({e}); delete this file and it is built again") from None
+        raise InputError(
+            f"{path}: the cached system matrix is damaged ({e}); delete this file and it is built again"
+        ) from None
 
 # %% ../nbs/06_system.ipynb #60922213
 def poisson_log_likelihood(

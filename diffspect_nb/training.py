@@ -50,7 +50,9 @@ class TrainConfig:
     ct_dropout: float = 0.1  # share of examples without CT
     condition_dropout: float = 0.15  # share of examples without the acquisition's images (volume network)
     heart_weight: float = 4.0  # importance of voxels in the heart region (volume network)
-    defect_weight: float = 0.0  # extra importance where a defect took activity away: × (1 + defect_weight · share taken) (volume network)
+    defect_weight: float = (
+        0.0  # extra importance where a defect took activity away: × (1 + defect_weight · share taken) (volume network)
+    )
     outside_weight: float = 0.2  # importance of voxels that too few modules see (volume network)
     scale_jitter: float = 0.1  # standard deviation of log scale
     vlb_weight: float = 1e-3
@@ -69,11 +71,24 @@ class TrainConfig:
         for name in ("n_studies", "steps", "batch", "scanners"):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number >= 1, got {getattr(self, name)}")
-        for name, low, high in (("learning_rate", 0, 1), ("ema", 0, 1), ("ct_dropout", 0, 1), ("condition_dropout", 0, 1), ("cooldown", 0, 1), ("scale_jitter", 0, 2), ("unusual", 0, 1), ("heart_weight", 0, 1000), ("defect_weight", 0, 1000), ("outside_weight", 0, 1000)):
+        for name, low, high in (
+            ("learning_rate", 0, 1),
+            ("ema", 0, 1),
+            ("ct_dropout", 0, 1),
+            ("condition_dropout", 0, 1),
+            ("cooldown", 0, 1),
+            ("scale_jitter", 0, 2),
+            ("unusual", 0, 1),
+            ("heart_weight", 0, 1000),
+            ("defect_weight", 0, 1000),
+            ("outside_weight", 0, 1000),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
         if isinstance(self.network, UNetConfig) and self.network.n_slices != self.grid.shape[0]:
-            raise InputError(f"network.n_slices must equal the grid's {self.grid.shape[0]} slices, got {self.network.n_slices}")
+            raise InputError(
+                f"network.n_slices must equal the grid's {self.grid.shape[0]} slices, got {self.network.n_slices}"
+            )
 
     def to_json(self) -> dict:
         "Plain dictionary for JSON."
@@ -131,7 +146,9 @@ def batch_of(patients: Patients, config: TrainConfig, step: int, n_levels: int, 
     "Batch number `step`, where the patients are; the same for the same seed, step and kind of device, whatever happened before. `support` is (z, y, x), bool."
     device = patients.label.device
     random = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    plenty = random if device.type == "cpu" else torch.Generator(device).manual_seed(random.initial_seed())  # a million normal numbers per volume are drawn where they are needed
+    plenty = (
+        random if device.type == "cpu" else torch.Generator(device).manual_seed(random.initial_seed())
+    )  # a million normal numbers per volume are drawn where they are needed
     who = torch.randint(len(patients.label), (config.batch,), generator=random)
     t = torch.randint(n_levels, (config.batch,), generator=random)
     jitter = torch.exp(config.scale_jitter * torch.randn(config.batch, 1, 1, 1, 1, generator=random))
@@ -147,9 +164,17 @@ def batch_of(patients: Patients, config: TrainConfig, step: int, n_levels: int, 
     looked = (torch.rand(config.batch, 1, 1, 1, 1, generator=random) >= config.condition_dropout).to(device)
     x0 = (patients.label[who].float() * patients.ratio[who, which][:, None, None, None])[:, None] * jitter
     seen = torch.stack([patients.early[who, which], patients.late[who, which]], dim=1).float() * jitter * looked
-    weight = torch.where(patients.heart[who][:, None], config.heart_weight, torch.where(support, 1.0, config.outside_weight))
+    weight = torch.where(
+        patients.heart[who][:, None], config.heart_weight, torch.where(support, 1.0, config.outside_weight)
+    )
     weight = weight * (1 + config.defect_weight * patients.deficit[who][:, None].float())
-    return Batch(x0.clamp_max(CEILING), t, torch.randn(x0.shape, generator=plenty, device=device), (torch.cat([ct, seen], dim=1),), weight / weight.mean())
+    return Batch(
+        x0.clamp_max(CEILING),
+        t,
+        torch.randn(x0.shape, generator=plenty, device=device),
+        (torch.cat([ct, seen], dim=1),),
+        weight / weight.mean(),
+    )
 
 # %% ../nbs/16_training.ipynb #237d6297
 def train(
@@ -185,10 +210,14 @@ def train(
             group["lr"] = learning_rate(config, step)
         batch = batch_of(patients, config, step, schedule.n_steps, support)
         x_t = add_noise(batch.x0, batch.noise, batch.t, schedule)
-        with torch.autocast(device.type, dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32):
+        with torch.autocast(
+            device.type, dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32
+        ):
             output = net(x_t, batch.t.to(device), *batch.inputs)
         predict = getattr(config.network, "predict", "epsilon")
-        loss, parts = hybrid_loss(output.float(), batch.x0, x_t, batch.noise, batch.t, schedule, config.vlb_weight, predict, batch.weight)
+        loss, parts = hybrid_loss(
+            output.float(), batch.x0, x_t, batch.noise, batch.t, schedule, config.vlb_weight, predict, batch.weight
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -199,7 +228,17 @@ def train(
             torch._foreach_lerp_([averaged[k] for k in names], list(values), 1 - decay)
         if step % save_every == 0 or step == config.steps:
             _save_state(folder, config, step, net, averaged, optimizer, parent)
-        yield TrainStep(step, config.steps, {"loss": float(loss.detach()), "simple": float(parts["simple"]), "vlb": float(parts["vlb"]), "learning_rate": learning_rate(config, step), "seconds": time.perf_counter() - started})
+        yield TrainStep(
+            step,
+            config.steps,
+            {
+                "loss": float(loss.detach()),
+                "simple": float(parts["simple"]),
+                "vlb": float(parts["vlb"]),
+                "learning_rate": learning_rate(config, step),
+                "seconds": time.perf_counter() - started,
+            },
+        )
 
 # %% ../nbs/16_training.ipynb #0bbd1f35
 def _identity(config: TrainConfig) -> str:
@@ -207,17 +246,44 @@ def _identity(config: TrainConfig) -> str:
     return json.dumps(config.to_json() | {"steps": None}, sort_keys=True)
 
 
-def _save_state(folder: Path, config: TrainConfig, step: int, net: torch.nn.Module, averaged: dict[str, Tensor], optimizer, parent: dict | None) -> None:
-    tensors = {f"net.{k}": v.detach() for k, v in net.named_parameters()} | {f"averaged.{k}": v for k, v in averaged.items()}
+def _save_state(
+    folder: Path,
+    config: TrainConfig,
+    step: int,
+    net: torch.nn.Module,
+    averaged: dict[str, Tensor],
+    optimizer,
+    parent: dict | None,
+) -> None:
+    tensors = {f"net.{k}": v.detach() for k, v in net.named_parameters()} | {
+        f"averaged.{k}": v for k, v in averaged.items()
+    }
     for (name, _), state in zip(net.named_parameters(), optimizer.state_dict()["state"].values(), strict=True):
         tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
     kept = make_network(config.network)
     kept.load_state_dict({k: v.cpu() for k, v in averaged.items()})
-    versions = {p: metadata.version(p) for p in ("torch", "numpy", "safetensors")} | {"python": platform.python_version(), "diffspect_nb": diffspect_nb.__version__}
-    save_checkpoint(folder / "checkpoint.safetensors", kept, {"config": config.to_json(), "steps": step, "versions": versions, "started_from": parent, "generator": generator_fingerprint()})
+    versions = {p: metadata.version(p) for p in ("torch", "numpy", "safetensors")} | {
+        "python": platform.python_version(),
+        "diffspect_nb": diffspect_nb.__version__,
+    }
+    save_checkpoint(
+        folder / "checkpoint.safetensors",
+        kept,
+        {
+            "config": config.to_json(),
+            "steps": step,
+            "versions": versions,
+            "started_from": parent,
+            "generator": generator_fingerprint(),
+        },
+    )
     # The state comes last: a run killed in between goes on from the older state and writes the checkpoint again.
     with atomic_path(folder / "state.safetensors") as tmp:
-        save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, tmp, metadata={"step": str(step), "config": _identity(config)})
+        save_file(
+            {k: v.cpu().contiguous().clone() for k, v in tensors.items()},
+            tmp,
+            metadata={"step": str(step), "config": _identity(config)},
+        )
 
 # %% ../nbs/16_training.ipynb #f87291d9
 def _resume(path: Path, config: TrainConfig, net: torch.nn.Module, averaged: dict[str, Tensor], optimizer) -> int:
@@ -234,8 +300,17 @@ def _resume(path: Path, config: TrainConfig, net: torch.nn.Module, averaged: dic
             for name, p in parameters.items():
                 p.copy_(tensors[f"net.{name}"])
                 averaged[name].copy_(tensors[f"averaged.{name}"])
-        state = {i: {"step": torch.tensor(float(step)), "exp_avg": tensors[f"first.{n}"], "exp_avg_sq": tensors[f"second.{n}"]} for i, n in enumerate(parameters)}
+        state = {
+            i: {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"first.{n}"],
+                "exp_avg_sq": tensors[f"second.{n}"],
+            }
+            for i, n in enumerate(parameters)
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     except (SafetensorError, OSError, KeyError, RuntimeError) as e:
-        raise InputError(f"{path}: the saved training state is damaged ({str(e).splitlines()[0]}); delete it to start again") from None
+        raise InputError(
+            f"{path}: the saved training state is damaged ({str(e).splitlines()[0]}); delete it to start again"
+        ) from None
     return step

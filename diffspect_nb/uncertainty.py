@@ -70,7 +70,14 @@ class Walks:
         seed = int(np.random.SeedSequence([self.guidance.seed, number]).generate_state(1)[0])
         study = resampled(self.study, seed) if self.resample else self.study
         start = None if self.resample else self.beginning
-        return reconstruct(study, replace(self.guidance, seed=seed), self.denoise, system=self.matrix, prior=self.prior, beginning=start).image.cpu()
+        return reconstruct(
+            study,
+            replace(self.guidance, seed=seed),
+            self.denoise,
+            system=self.matrix,
+            prior=self.prior,
+            beginning=start,
+        ).image.cpu()
 
 # %% ../nbs/22_uncertainty.ipynb #c7430206
 def start_worker() -> None:
@@ -86,7 +93,9 @@ def _unpacked(payload: bytes) -> Walks:
     try:
         return pickle.loads(payload)
     except (AttributeError, ImportError) as e:
-        raise InputError(f"a worker cannot import what it was sent ({e}): put it in a module, or use workers=1") from None
+        raise InputError(
+            f"a worker cannot import what it was sent ({e}): put it in a module, or use workers=1"
+        ) from None
 
 
 def _walk(payload: bytes, number: int) -> tuple[np.ndarray, float]:
@@ -98,12 +107,15 @@ def _walk(payload: bytes, number: int) -> tuple[np.ndarray, float]:
 def sample_steps(
     study: Study,
     n: int = 8,  # walks, 2 or more
-    guidance: Guidance | None = None,  # default: `default_guidance`; `renoise` walks take one noise field per step, whatever it says
-    prior: str | Prior = DEFAULT_PRIOR,  # a shipped prior's name, a checkpoint's path, or a prior; of an ensemble the first network alone walks
+    guidance: Guidance
+    | None = None,  # default: `default_guidance`; `renoise` walks take one noise field per step, whatever it says
+    prior: str
+    | Prior = DEFAULT_PRIOR,  # a shipped prior's name, a checkpoint's path, or a prior; of an ensemble the first network alone walks
     denoise: Denoise | None = None,  # instead of a prior's; importable, or use workers=1
     executor: Executor | None = None,  # yours, used as it is and left open; default: a pool of processes
     workers: int | None = None,  # processes of that pool, by default one per core; 1: in this process
-    system: SystemMatrix | None = None,  # of exactly this study, if you have it already: walks then stay in this process
+    system: SystemMatrix
+    | None = None,  # of exactly this study, if you have it already: walks then stay in this process
     resample: bool = False,  # draw the counts again for each walk
 ) -> Generator[Step, None, None]:
     """Posterior samples as they finish, one `Step` each: image (z, y, x) in full-dose photons, scalars `sample` (0 … n − 1) and `seconds`.
@@ -115,7 +127,9 @@ def sample_steps(
     if workers is not None and (int(workers) != workers or workers < 1):
         raise InputError(f"workers must be a whole number >= 1, got {workers}")
     if executor is not None and not isinstance(executor, Executor):
-        raise InputError(f"executor must be a concurrent.futures.Executor (Dask: client.get_executor()), got {type(executor).__name__}")
+        raise InputError(
+            f"executor must be a concurrent.futures.Executor (Dask: client.get_executor()), got {type(executor).__name__}"
+        )
     if executor is not None and system is not None:
         raise InputError("a system matrix is not sent to an executor's workers: give either system or executor")
     guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views)
@@ -137,7 +151,9 @@ def sample_steps(
     try:
         payload = pickle.dumps(walks)  # plain bytes: any executor can carry them
     except (pickle.PicklingError, AttributeError, TypeError) as e:
-        raise InputError(f"denoise cannot be sent to another process ({e}): import it from a module, or use workers=1") from None
+        raise InputError(
+            f"denoise cannot be sent to another process ({e}): import it from a module, or use workers=1"
+        ) from None
     if not cache_path(study.scanner, study.grid).exists():
         SystemMatrix.build(study.scanner, study.grid)  # once, or every worker would
     pool = executor or ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
@@ -148,7 +164,9 @@ def sample_steps(
             image, seconds = job.result()
             yield Step(index, n, torch.from_numpy(image), {"sample": float(jobs[job]), "seconds": seconds})
     except BrokenProcessPool:
-        raise InputError('a worker process died (too little memory, or a script without `if __name__ == "__main__":`): use fewer workers, or workers=1') from None
+        raise InputError(
+            'a worker process died (too little memory, or a script without `if __name__ == "__main__":`): use fewer workers, or workers=1'
+        ) from None
     finally:
         for job in jobs:
             job.cancel()
@@ -181,7 +199,9 @@ class Spread:
     def __post_init__(self):
         for name, least in {"temperature": 1e-9, "floor": 0}.items():
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= least):
-                raise InputError(f"{name} must be finite and {'positive' if least else '>= 0'}, got {getattr(self, name)}")
+                raise InputError(
+                    f"{name} must be finite and {'positive' if least else '>= 0'}, got {getattr(self, name)}"
+                )
 
     @property
     def sigma(self) -> Tensor:
@@ -205,7 +225,9 @@ def spread(
     floor: float = 0.0,
 ) -> Spread:
     "Mean and standard deviation over samples, or over a map of each. A map averages voxels: it needs a temperature of its own (`fit_temperature`)."
-    values = torch.stack([torch.as_tensor(of(s) if of else s).float() for s in samples]) if len(samples) else torch.empty(0)
+    values = (
+        torch.stack([torch.as_tensor(of(s) if of else s).float() for s in samples]) if len(samples) else torch.empty(0)
+    )
     if len(values) < 2:
         raise InputError(f"a spread needs 2 samples or more, got {len(values)}")
     if not torch.isfinite(values).all():
@@ -219,7 +241,9 @@ def _compared(spread: Spread, truth: Tensor, mask: Tensor | None) -> tuple[Tenso
         raise InputError(f"truth must have the spread's shape {tuple(spread.mean.shape)}, got {tuple(truth.shape)}")
     inside = torch.ones_like(spread.mean, dtype=torch.bool) if mask is None else torch.as_tensor(mask) > 0
     if inside.shape != spread.mean.shape or not inside.any():
-        raise InputError(f"mask must have the spread's shape {tuple(spread.mean.shape)} and hold at least one voxel, got {tuple(inside.shape)}")
+        raise InputError(
+            f"mask must have the spread's shape {tuple(spread.mean.shape)} and hold at least one voxel, got {tuple(inside.shape)}"
+        )
     return (truth - spread.mean)[inside].double().abs(), spread.sigma[inside].double()
 
 
@@ -293,7 +317,9 @@ class Calibration:
         return float(np.interp(np.log(count_level), np.log(levels), values))
 
 # %% ../nbs/22_uncertainty.ipynb #cc5ef09f
-FITTED = Calibration(((0.01, 2.24), (0.05, 1.92), (0.2, 1.872), (1.0, 1.851)), 0.1, 8, False, "e49ba39d0f9be24c")  # of the prior `diffspect`
+FITTED = Calibration(
+    ((0.01, 2.24), (0.05, 1.92), (0.2, 1.872), (1.0, 1.851)), 0.1, 8, False, "e49ba39d0f9be24c"
+)  # of the prior `diffspect`
 
 
 def uncertainty_of(
@@ -306,8 +332,14 @@ def uncertainty_of(
     "Mean and calibrated spread of n walks, (z, y, x) in full-dose photons. Warns where the calibration was not made for this prior, or for all views alone."
     prior = replace(pretrained(prior) if isinstance(prior, str) else prior, others=())
     if options.get("denoise") or fingerprint(prior) != calibration.prior:
-        warnings.warn(f"these temperatures were fitted for the prior {calibration.prior}, not for this one: intervals may be too narrow or too wide", stacklevel=2)
+        warnings.warn(
+            f"these temperatures were fitted for the prior {calibration.prior}, not for this one: intervals may be too narrow or too wide",
+            stacklevel=2,
+        )
     if len(study.views) < study.scanner.n_views:
-        warnings.warn(f"these temperatures were fitted with all views, this study has {len(study.views)} of {study.scanner.n_views}: intervals may be too narrow", stacklevel=2)
+        warnings.warn(
+            f"these temperatures were fitted with all views, this study has {len(study.views)} of {study.scanner.n_views}: intervals may be too narrow",
+            stacklevel=2,
+        )
     samples = posterior_samples(study, n, prior=prior, **({"resample": calibration.resample} | options))
     return spread(samples, temperature=calibration.temperature(study.count_level), floor=calibration.floor)

@@ -25,7 +25,13 @@ from .study import Study
 __all__ = ['COLORMAPS', 'MOST_VOLUMES', 'to_levels', 'color_table', 'VolumeViewer', 'focus_of', 'view_study']
 
 # %% ../nbs/60_viewer.ipynb #2d987a98
-COLORMAPS = ("inferno", "viridis", "cividis", "gray", "gray_r")  # perceptually uniform; `cividis` is the same to colour-blind readers
+COLORMAPS = (
+    "inferno",
+    "viridis",
+    "cividis",
+    "gray",
+    "gray_r",
+)  # perceptually uniform; `cividis` is the same to colour-blind readers
 MOST_VOLUMES = 4
 
 
@@ -78,7 +84,9 @@ class VolumeViewer(anywidget.AnyWidget):
 
     def __init__(
         self,
-        volumes: dict[str, Tensor],  # name → image, (z, y, x), photons per voxel; the dictionary's order is the order shown
+        volumes: dict[
+            str, Tensor
+        ],  # name → image, (z, y, x), photons per voxel; the dictionary's order is the order shown
         grid: ImageGrid | None = None,  # default: 4 mm voxels in the shape of the first volume
         ct: Tensor | None = None,  # attenuation map, (z, y, x), cm⁻¹
         unit: str = "photons per voxel, full dose",
@@ -95,8 +103,12 @@ class VolumeViewer(anywidget.AnyWidget):
             raise InputError(f"window must rise, got {low} … {high}")
         self.grid, self.images = grid or ImageGrid(tuple(first.shape)), {}
         super().__init__(
-            unit=unit, window=[low, high], top=2.5 * high, cursor=[n // 2 for n in self.grid.shape] if cursor is None else [int(c) for c in cursor],
-            colormaps={name: color_table(name) for name in COLORMAPS}, **traits,
+            unit=unit,
+            window=[low, high],
+            top=2.5 * high,
+            cursor=[n // 2 for n in self.grid.shape] if cursor is None else [int(c) for c in cursor],
+            colormaps={name: color_table(name) for name in COLORMAPS},
+            **traits,
         )
         self.show(volumes, self.grid, ct)
 
@@ -152,7 +164,9 @@ class VolumeViewer(anywidget.AnyWidget):
         return (data | {"image/png": base64.b64encode(file.getvalue()).decode()}, *(rest or ({},)))
 
 # %% ../nbs/60_viewer.ipynb #9cb20742
-def focus_of(study: Study, image: Tensor | None = None) -> tuple[tuple[int, int, int], tuple[float, float]]:  # voxel (z, y, x), window in photons
+def focus_of(
+    study: Study, image: Tensor | None = None
+) -> tuple[tuple[int, int, int], tuple[float, float]]:  # voxel (z, y, x), window in photons
     "Where to look first, and on which scale: the heart region if the study has one, else the brightest of the field of view's middle."
     image = next(i for i in (image, study.truth, study.reference, torch.ones(study.grid.shape)) if i is not None)
     if study.heart is not None:

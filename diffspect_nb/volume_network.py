@@ -63,8 +63,16 @@ class _Conv3d(nn.Conv3d):
     "`nn.Conv3d` by oneDNN also for one small float32 volume on a CPU, for which PyTorch itself takes a path that is up to three times slower."
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
-            return torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        if (
+            len(x) == 1
+            and x.device.type == "cpu"
+            and x.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            return torch.mkldnn_convolution(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+            )
         return super().forward(x)
 
 # %% ../nbs/13_volume_network.ipynb #c4803d66
@@ -75,7 +83,12 @@ class VolumeUNet(nn.Module):
         super().__init__()
         self.config = config = VolumeConfig() if config is None else config
         widths, voxels = config.widths, config.patch**3
-        self.embed = nn.Sequential(nn.Linear(config.embedding, config.embedding), nn.SiLU(), nn.Linear(config.embedding, config.embedding), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(config.embedding, config.embedding),
+            nn.SiLU(),
+            nn.Linear(config.embedding, config.embedding),
+            nn.SiLU(),
+        )
         self.look = _Conv3d(config.conditions * voxels, widths[0], 3, padding=1, bias=False)
         self.stem = _Conv3d(voxels, widths[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
@@ -100,7 +113,9 @@ class VolumeUNet(nn.Module):
     ) -> Tensor:  # (B, widths[0], Z', H', W')
         "What the patient's images contribute to the first layer. It does not depend on t: compute once, use at every step."
         if conditions.ndim != 5 or conditions.shape[1] != self.config.conditions:
-            raise ValueError(f"conditions must be (B, {self.config.conditions}, Z, H, W), got {tuple(conditions.shape)}")
+            raise ValueError(
+                f"conditions must be (B, {self.config.conditions}, Z, H, W), got {tuple(conditions.shape)}"
+            )
         return self.look(self._fold(conditions))
 
     def forward(
@@ -108,13 +123,16 @@ class VolumeUNet(nn.Module):
         noisy: Tensor,  # x_t, the network's intensity scale, (B, 1, Z, H, W)
         t: Tensor,  # noise levels, (B,)
         conditions: Tensor | None = None,  # (B, conditions, Z, H, W); None: nothing is known
-        features: Tensor | None = None,  # (B or 1, widths[0], Z', H', W') from `condition_features`, instead of conditions
+        features: Tensor
+        | None = None,  # (B or 1, widths[0], Z', H', W') from `condition_features`, instead of conditions
     ) -> Tensor:  # (B, 2, Z, H, W): estimate (see config.predict), and the raw variance (fraction = (raw + 1) / 2)
         "Estimate and raw variance, in float32 or wider even under autocast. Raises `ValueError` on shapes that do not fit."
         if noisy.ndim != 5 or noisy.shape[1] != 1:
             raise ValueError(f"noisy must be (B, 1, Z, H, W), got {tuple(noisy.shape)}")
         if conditions is not None and conditions.shape[-3:] != noisy.shape[-3:]:
-            raise ValueError(f"conditions must have the volume's (Z, H, W) = {tuple(noisy.shape[-3:])}, got {tuple(conditions.shape)}")
+            raise ValueError(
+                f"conditions must have the volume's (Z, H, W) = {tuple(noisy.shape[-3:])}, got {tuple(conditions.shape)}"
+            )
         if conditions is not None and features is None:
             features = self.condition_features(conditions)
         with torch.autocast(noisy.device.type, enabled=False):  # at small t the noise sits in the input's last digits
@@ -150,7 +168,11 @@ class VolumeUNet(nn.Module):
     def _unfold(self, folded: Tensor, shape: tuple[int, int, int]) -> Tensor:
         "Inverse of `_fold`."
         p, (b, c, z, h, w) = self.config.patch, folded.shape
-        volumes = folded.reshape(b, c // p**3, p, p, p, z, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // p**3, z * p, h * p, w * p)
+        volumes = (
+            folded.reshape(b, c // p**3, p, p, p, z, h, w)
+            .permute(0, 1, 5, 2, 6, 3, 7, 4)
+            .reshape(b, c // p**3, z * p, h * p, w * p)
+        )
         return volumes[..., : shape[0], : shape[1], : shape[2]]
 
 # %% ../nbs/13_volume_network.ipynb #7aed54a5
@@ -186,7 +208,9 @@ class VolumeDenoiser:
     def __init__(
         self,
         net: VolumeUNet,
-        images: tuple[Tensor | None, ...] = (),  # CT (μ in 1/cm), early, late (in the network's scale), each (z, y, x) or None
+        images: tuple[
+            Tensor | None, ...
+        ] = (),  # CT (μ in 1/cm), early, late (in the network's scale), each (z, y, x) or None
         schedule: NoiseSchedule | None = None,  # the one the network was trained with; default: cosine, T = 1000
         clip: tuple[float, float] | None = None,  # limits of x̂0 (no gradient where clipped); None: no limits
         dtype: torch.dtype | None = None,  # of the network's inner layers; default: `fast_dtype`
@@ -205,7 +229,10 @@ class VolumeDenoiser:
         known = [image for image in images if image is not None]
         if known:
             zeros = torch.zeros_like(known[0], device=self.device, dtype=torch.float32)
-            filled = [zeros if i >= len(images) or images[i] is None else images[i].to(zeros) for i in range(net.config.conditions)]
+            filled = [
+                zeros if i >= len(images) or images[i] is None else images[i].to(zeros)
+                for i in range(net.config.conditions)
+            ]
             filled[0] = relative_to_water(filled[0])
             conditions = torch.stack(filled)[None]
             with torch.no_grad(), self._autocast():
@@ -230,7 +257,11 @@ class VolumeDenoiser:
         x0 = x0_from_output(guess, stack, int(t), self.schedule, self.net.config.predict)
         x0, v = x0 if self.clip is None else x0.clamp(*self.clip), variance_fraction(raw)
         if boxed:
-            air = [n for part, size in zip(reversed(box), reversed(x.shape), strict=False) for n in (part.start or 0, size - (part.stop or size))]
+            air = [
+                n
+                for part, size in zip(reversed(box), reversed(x.shape), strict=False)
+                for n in (part.start or 0, size - (part.stop or size))
+            ]
             x0, v = F.pad(x0, air) + self.beyond, F.pad(v, air)
         return x0.reshape(x.shape), v.reshape(x.shape)
 
