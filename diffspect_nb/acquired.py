@@ -8,15 +8,16 @@ from __future__ import annotations
 import gzip
 import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import torch
 from torch import Tensor
 
 from .core import ImageGrid, InputError
-from .dicom import _read_frames
+from .dicom import read_frames
 from .files import reading
 from .geometry import Scanner, rotating_camera
 from .mlem import osem
@@ -26,64 +27,68 @@ from .study import Study
 # %% auto #0
 __all__ = ['MOST_VALUES', 'read_projections', 'share_inside', 'focus_on', 'read_interfile', 'read_stir_pinhole']
 
+# %% ../nbs/32_acquired.ipynb #bc94621a
+def _refuse_other_kinds(dataset: pydicom.Dataset, frames: np.ndarray, path: str | Path) -> None:
+    "Raises `InputError` unless it is a TOMO acquisition of one energy window and rotation through parallel holes."
+    kinds, modality = list(dataset.get("ImageType", [])), dataset.get("Modality")
+    if modality != "NM" or frames.ndim != 3 or "TOMO" not in kinds:
+        got = f"{modality} {kinds}, shape {frames.shape}"
+        raise InputError(f"{path}: must be an NM acquisition (ImageType … TOMO), got {got}")
+    windows, rotations = dataset.get("NumberOfEnergyWindows"), dataset.get("NumberOfRotations")
+    if int(windows or 1) != 1 or int(rotations or 1) != 1:
+        raise InputError(f"{path}: must hold one energy window and one rotation, got {windows} and {rotations}")
+    names = [str(d.get("CollimatorType", "PARA")) for d in dataset.DetectorInformationSequence]
+    if set(names) != {"PARA"}:
+        raise InputError(f"{path}: only parallel-hole collimators (PARA) are read, got {names}")
+    if (frames < 0).any() or not np.isfinite(frames).all():
+        raise InputError(f"{path}: counts must be finite and >= 0")
+
+# %% ../nbs/32_acquired.ipynb #0fc4b2d3
+def _stops(dataset: pydicom.Dataset, n: int) -> tuple[np.ndarray, np.ndarray]:  # (n,) degrees; (n,) mm
+    "Angle and radius of the camera behind each of n frames, as the file counts and measures them."
+    rotation, detectors = dataset.RotationInformationSequence[0], dataset.DetectorInformationSequence
+    sense = {"CW": -1.0, "CC": 1.0}[rotation.RotationDirection]
+    first = np.array([float(d.get("StartAngle", rotation.get("StartAngle"))) for d in detectors])
+    which = np.array(dataset.get("DetectorVector", [1] * n), dtype=int) - 1
+    stop = np.array(dataset.get("AngularViewVector", range(1, n + 1)), dtype=int) - 1
+    radius = np.atleast_1d(np.array(rotation.RadialPosition, dtype=float))
+    radius = np.full(n, radius[0]) if len(radius) == 1 else radius[stop]
+    return first[which] + sense * float(rotation.AngularStep) * stop, radius
+
+
+def _turned(frames: np.ndarray, dataset: pydicom.Dataset, camera: Scanner) -> np.ndarray:
+    "Frames with rows and columns along the camera's; the file says which way its own run at the first stop."
+    detector, first = dataset.DetectorInformationSequence[0], camera.pinholes[0]
+    cosines = np.array(detector.get("ImageOrientationPatient", [0] * 6), dtype=float)
+    along_row, along_column = cosines.reshape(2, 3)
+    frames = frames[:, :, ::-1] if along_row @ first.column < -0.5 else frames
+    return np.ascontiguousarray(frames[:, ::-1] if along_column @ first.row < -0.5 else frames)
+
 # %% ../nbs/32_acquired.ipynb #fe485b5a
 def read_projections(
     path: str | Path,  # NM TOMO acquisition, DICOM
-    grid: ImageGrid | None = None,  # default: 4 mm voxels, the transverse field of view of the camera, 200 mm along z
+    grid: ImageGrid | None = None,  # default: 4 mm voxels over the camera's transverse field of view, 200 mm along z
     z_mm: float = 0.0,  # of the detector's middle row in the grid's frame; moves the heart into the grid
-    **collimator,  # hole_mm, length_mm, septa_mm, intrinsic_fwhm_mm of `rotating_camera`
+    **collimator: float,  # hole_mm, length_mm, septa_mm, intrinsic_fwhm_mm of `rotating_camera`
 ) -> Study:
     """Measured projections of a rotating parallel-hole camera as a study at full dose.
 
-    Raises `InputError` naming the file if it is unreadable, not an NM TOMO acquisition of one detector path and energy window, or lacks its angles."""
+    Raises `InputError` naming the file if it is unreadable, not an NM TOMO acquisition of one detector path and energy
+    window, or lacks its angles."""
     with reading(path, "NM acquisition"):
-        dataset, frames = _read_frames(path)
-        kinds = list(dataset.get("ImageType", []))
-        if dataset.get("Modality") != "NM" or frames.ndim != 3 or "TOMO" not in kinds:
-            raise InputError(
-                f"{path}: must be an NM acquisition (ImageType … TOMO), got {dataset.get('Modality')} {kinds}, shape {frames.shape}"
-            )
-        if int(dataset.get("NumberOfEnergyWindows") or 1) != 1 or int(dataset.get("NumberOfRotations") or 1) != 1:
-            raise InputError(
-                f"{path}: must hold one energy window and one rotation, got {dataset.get('NumberOfEnergyWindows')} and {dataset.get('NumberOfRotations')}"
-            )
-        rotation, detectors = dataset.RotationInformationSequence[0], dataset.DetectorInformationSequence
-        names = [str(d.get("CollimatorType", "PARA")) for d in detectors]
-        if set(names) != {"PARA"}:
-            raise InputError(f"{path}: only parallel-hole collimators (PARA) are read, got {names}")
-        sense = {"CW": -1.0, "CC": 1.0}[rotation.RotationDirection]
-        first = [float(d.get("StartAngle", rotation.get("StartAngle"))) for d in detectors]
-        which = np.array(dataset.get("DetectorVector", [1] * len(frames)), dtype=int) - 1
-        stop = np.array(dataset.get("AngularViewVector", range(1, len(frames) + 1)), dtype=int) - 1
-        angles = np.array(first)[which] + sense * float(rotation.AngularStep) * stop
-        radius = np.atleast_1d(np.array(rotation.RadialPosition, dtype=float))
-        radius = np.full(len(frames), radius[0]) if len(radius) == 1 else radius[stop]
-        spacing = [float(v) for v in dataset.PixelSpacing]
-        along_row, along_column = np.array(detectors[0].get("ImageOrientationPatient", [0] * 6), dtype=float).reshape(
-            2, 3
-        )
-        if abs(spacing[0] / spacing[1] - 1) > 1e-3:
-            raise InputError(f"{path}: pixels must be square, got {spacing} mm")
-        if (frames < 0).any() or not np.isfinite(frames).all():
-            raise InputError(f"{path}: counts must be finite and >= 0")
-        camera = rotating_camera(
-            f"camera of {Path(path).name}", angles, radius, frames.shape[1:], spacing[0], **collimator
-        )
-        # The file says which way its rows and columns run at the first stop; frames stored the other way round are turned.
-        if along_row @ camera.pinholes[0].column < -0.5:
-            frames = frames[:, :, ::-1]
-        if along_column @ camera.pinholes[0].row < -0.5:
-            frames = frames[:, ::-1]
-        if grid is None:
-            across = 2 * round(frames.shape[2] * spacing[0] / 8)
-            grid = ImageGrid((50, across, across), 4.0)
+        dataset, frames = read_frames(path)
+        _refuse_other_kinds(dataset, frames, path)
+        pixel, other = (float(v) for v in dataset.PixelSpacing)
+        if abs(pixel / other - 1) > 1e-3:
+            raise InputError(f"{path}: pixels must be square, got {[pixel, other]} mm")
+        angles, radius = _stops(dataset, len(frames))
+        name, (rows, columns) = Path(path).name, frames.shape[1:]
+        camera = rotating_camera(f"camera of {name}", angles, radius, (rows, columns), pixel, **collimator)
+        frames = _turned(frames, dataset, camera)
         moved = tuple(replace(p, position_mm=(*p.position_mm[:2], p.position_mm[2] + z_mm)) for p in camera.pinholes)
-        return Study(
-            torch.from_numpy(np.ascontiguousarray(frames)),
-            replace(camera, pinholes=moved),
-            grid,
-            meta={"projections_from": Path(path).name},
-        )
+        across = 2 * round(columns * pixel / 8)
+        grid = grid or ImageGrid((50, across, across), 4.0)
+        return Study(torch.from_numpy(frames), replace(camera, pinholes=moved), grid, meta={"projections_from": name})
 
 # %% ../nbs/32_acquired.ipynb #53d55aaa
 def share_inside(wide: ImageGrid, window: ImageGrid) -> Tensor:  # (z, y, x) of the wide grid, 0 … 1
@@ -95,6 +100,13 @@ def share_inside(wide: ImageGrid, window: ImageGrid) -> Tensor:  # (z, y, x) of 
         shares.append(np.clip(overlap / wide.voxel_mm, 0, 1))
     return torch.from_numpy(np.einsum("i,j,k->ijk", *shares).astype(np.float32))
 
+
+def _check_inside(grid: ImageGrid, name: str, point_mm: tuple[float, float, float]) -> None:
+    "Raises `InputError` if a point (x, y, z) lies outside the grid."
+    for p, c, n in zip(point_mm, grid.center_mm, grid.shape[::-1], strict=True):
+        if not abs(p - c) <= n * grid.voxel_mm / 2:
+            raise InputError(f"the {name} at {tuple(point_mm)} mm (x, y, z) lies outside the study's grid")
+
 # %% ../nbs/32_acquired.ipynb #8b89dd6c
 def focus_on(
     study: Study,  # on a grid that holds all the activity
@@ -102,47 +114,39 @@ def focus_on(
     window: ImageGrid | None = None,  # default: the prior's grid, placed so that the heart lies where hearts lie in it
     n_iter: int = 6,  # OSEM passes behind the activity outside
 ) -> Study:
-    """The same acquisition on a window round the heart; what its surroundings send into the detector becomes the background.
+    """The same acquisition on a window round the heart; what its surroundings send to the detector becomes background.
 
-    Raises `InputError` if the heart or the window's middle lies outside the study's grid, or if the study has an attenuation map: rays cross tissue outside the window, which a map of the window cannot hold."""
+    Raises `InputError` if the heart or the window's middle lies outside the study's grid, or if the study has an
+    attenuation map: rays cross tissue outside the window, which a map of the window cannot hold."""
     if study.mu is not None:
-        raise InputError(
-            "a study with an attenuation map cannot be cut to a window: the tissue around it attenuates too"
-        )
-    if window is None:
-        window = ImageGrid(center_mm=tuple(float(h - m) for h, m in zip(heart_mm, HEART_MM, strict=True)))
-    for name, point in (("heart", heart_mm), ("window's middle", window.center_mm)):
-        if any(
-            not abs(p - c) <= n * study.grid.voxel_mm / 2
-            for p, c, n in zip(point, study.grid.center_mm, study.grid.shape[::-1], strict=True)
-        ):
-            raise InputError(f"the {name} at {tuple(point)} mm (x, y, z) lies outside the study's grid")
-    system = study.system()
-    everything = osem(system, study.projections, n_iter, background=study.background)
-    outside = system.forward(everything * (1 - share_inside(study.grid, window)))
-    background = outside if study.background is None else outside + study.background
-    return replace(study, grid=window, background=background, truth=None, reference=None, heart=None)
+        reason = "the tissue around it attenuates too"
+        raise InputError(f"a study with an attenuation map cannot be cut to a window: {reason}")
+    x, y, z = (float(h - m) for h, m in zip(heart_mm, HEART_MM, strict=True))
+    window = window or ImageGrid(center_mm=(x, y, z))
+    _check_inside(study.grid, "heart", heart_mm)
+    _check_inside(study.grid, "window's middle", window.center_mm)
+    measured = study.measurement()
+    outside = osem(measured, n_iter) * (1 - share_inside(study.grid, window))
+    return replace(study, grid=window, background=measured.expected(outside), truth=None, reference=None, heart=None)
 
-# %% ../nbs/32_acquired.ipynb #9d095d97
+# %% ../nbs/32_acquired.ipynb #1f590f82
 MOST_VALUES = 2**28  # a header that promises more is refused before anything is read
 
 
-def read_interfile(
-    header: str | Path,
-) -> tuple[dict[str, str], np.ndarray]:  # keys in lower case without the leading !; array, slowest axis first
-    "An Interfile header and its data (plain or .gz beside it). Raises `InputError` naming the file and what is wrong."
-    header = Path(header)
-    with reading(header, "Interfile header"), open(header, "rb") as file:
+def _header(path: Path) -> dict[str, str]:
+    "The keys of an Interfile header in lower case without the leading !, with their values; comments left out."
+    with reading(path, "Interfile header"), open(path, "rb") as file:
         text = file.read(2**20).decode("utf-8")
-    keys = {
-        k.strip().lstrip("!").strip().lower(): v.strip()
-        for k, _, v in (
-            line.partition(":=") for line in text.splitlines() if ":=" in line and not line.lstrip().startswith(";")
-        )
-    }
+    lines = [line.partition(":=") for line in text.splitlines() if ":=" in line and not line.lstrip().startswith(";")]
+    keys = {key.strip().lstrip("!").strip().lower(): value.strip() for key, _, value in lines}
     if "interfile" not in keys:
-        raise InputError(f"{header}: not an Interfile header, '!INTERFILE :=' is missing")
-    with reading(header, "Interfile header"):
+        raise InputError(f"{path}: not an Interfile header, '!INTERFILE :=' is missing")
+    return keys
+
+
+def _layout(keys: dict[str, str], path: Path) -> tuple[list[int], np.dtype, int]:
+    "Sizes (slowest axis first), number type and offset in bytes that a header states; raises `InputError`."
+    with reading(path, "Interfile header"):
         sizes = [int(keys[f"matrix size [{axis}]"]) for axis in (3, 2, 1) if f"matrix size [{axis}]" in keys]
         if len(sizes) == 2:
             sizes.insert(0, int(keys["number of projections"]))
@@ -150,21 +154,73 @@ def read_interfile(
         order = {"LITTLEENDIAN": "<", "BIGENDIAN": ">"}[keys.get("imagedata byte order", "LITTLEENDIAN").upper()]
         dtype = np.dtype(order + kinds[keys["number format"].lower()] + keys["number of bytes per pixel"])
         offset = int(keys.get("data offset in bytes", 0))
-        name = keys["name of data file"]
-    wanted = math.prod(sizes)
     if len(sizes) != 3:
-        raise InputError(f"{header}: needs two or three matrix sizes, got {len(sizes)}")
-    if min(sizes) < 1 or offset < 0 or wanted > MOST_VALUES:
-        raise InputError(f"{header}: promises {wanted} values in {sizes}, allowed are 1 … {MOST_VALUES}")
+        raise InputError(f"{path}: needs two or three matrix sizes, got {len(sizes)}")
+    if min(sizes) < 1 or offset < 0 or math.prod(sizes) > MOST_VALUES:
+        raise InputError(f"{path}: promises {math.prod(sizes)} values in {sizes}, allowed are 1 … {MOST_VALUES}")
+    return sizes, dtype, offset
+
+# %% ../nbs/32_acquired.ipynb #9d095d97
+def read_interfile(header: str | Path) -> tuple[dict[str, str], np.ndarray]:  # keys; array, slowest axis first
+    """An Interfile header and its data (plain or .gz beside it).
+
+    Keys are in lower case without the leading !. Raises `InputError` naming the file and what is wrong."""
+    header = Path(header)
+    keys = _header(header)
+    sizes, dtype, offset = _layout(keys, header)
+    name, wanted = keys.get("name of data file", ""), math.prod(sizes) * dtype.itemsize
     if Path(name).name != name or name in ("", ".", ".."):
         raise InputError(f"{header}: the data file must lie beside its header, got {name!r}")
     raw, packed = header.with_name(name), header.with_name(name + ".gz")
     with reading(raw, "data file"), open(raw, "rb") if raw.exists() else gzip.open(packed, "rb") as file:
         file.seek(offset)
-        values = file.read(wanted * dtype.itemsize)
-    if len(values) != wanted * dtype.itemsize:
-        raise InputError(f"{raw}: holds {len(values)} bytes, its header promises {wanted * dtype.itemsize}")
+        values = file.read(wanted)
+    if len(values) != wanted:
+        raise InputError(f"{raw}: holds {len(values)} bytes, its header promises {wanted}")
     return keys, np.frombuffer(values, dtype).reshape(sizes).astype(dtype.newbyteorder("="))
+
+# %% ../nbs/32_acquired.ipynb #a5fbd47f
+@dataclass(frozen=True)
+class _StirText:
+    "One of STIR's text files of `key: value` lines."
+
+    path: Path
+    text: str
+
+    @classmethod
+    def read(cls, path: Path) -> _StirText:
+        "At most 1 MiB of it."
+        with reading(path, "text file of a STIR pinhole"):
+            return cls(path, path.read_text(encoding="utf-8", errors="replace")[: 2**20])
+
+    def number(self, key: str) -> float:
+        "The first number behind a key; raises `InputError`."
+        found = re.search(rf"^{re.escape(key)}\s*:\s*([-+.\deE]+)", self.text, re.MULTILINE)
+        if found is None:
+            raise InputError(f"{self.path}: lacks a number after '{key}:'")
+        with reading(self.path, f"number after '{key}:'"):
+            return float(found[1])
+
+    def lines(self, key: str) -> list[list[str]]:
+        "The words behind every key that matches a pattern."
+        return [line.split() for line in re.findall(rf"^{key}:\s+(.*)$", self.text, re.MULTILINE)]
+
+
+def _aperture_mm(collimator: _StirText, n_views: int) -> float:
+    "Diameter of the hole; raises `InputError` unless every view has the same centred round one."
+    holes = [tuple(words[1:7]) for words in collimator.lines(r"h\d+")]  # without the view it belongs to
+    if len(holes) != n_views or len(set(holes)) != 1 or holes[0][:4] != ("0.", "0.", "0.", "round"):
+        got = f"{len(holes)} holes of {len(set(holes))} kinds for {n_views} views"
+        raise InputError(f"{collimator.path}: must describe one centred round hole per view, got {got}")
+    with reading(collimator.path, "diameter of a hole"):
+        return 10 * float(holes[0][4])
+
+
+def _mean_depth_mm(detector: _StirText) -> float:
+    "Mean depth at which a photon that stops in the crystal stops."
+    thick = 10 * detector.number("Crystal thickness (cm)")
+    per_mm = detector.number("Crystal attenuation coefficient (cm -1)") / 10
+    return float(1 / per_mm - thick / np.expm1(per_mm * thick))
 
 # %% ../nbs/32_acquired.ipynb #0b5e779b
 def read_stir_pinhole(
@@ -174,45 +230,16 @@ def read_stir_pinhole(
     "A rotating single-pinhole acquisition in STIR's files as a study. Raises `InputError` naming the file."
     folder = Path(folder)
     keys, counts = read_interfile(folder / "input.hs")
-
-    with reading(folder, "folder of STIR pinhole files"):
-        texts = {
-            name: (folder / name).read_text(encoding="utf-8", errors="replace")[: 2**20]
-            for name in ("collimator.txt", "detector.txt")
-        }
-
-    def number(name: str, key: str) -> float:
-        found = re.search(rf"^{re.escape(key)}\s*:\s*([-+.\deE]+)", texts[name], re.MULTILINE)
-        with reading(folder / name, f"number after '{key}:'"):
-            return float(found[1])
-
-    hole = re.findall(r"^h\d+:\s+(.*)$", texts["collimator.txt"], re.MULTILINE)
-    holes = {tuple(line.split()[1:7]) for line in hole}
-    if len(hole) != len(counts) or len(holes) != 1 or next(iter(holes))[:4] != ("0.", "0.", "0.", "round"):
-        raise InputError(
-            f"{folder / 'collimator.txt'}: must describe one centred round hole per view, got {len(hole)} holes of {len(holes)} kinds for {len(counts)} views"
-        )
+    collimator, detector = (_StirText.read(folder / name) for name in ("collimator.txt", "detector.txt"))
+    aperture = _aperture_mm(collimator, len(counts))
     with reading(folder / "input.hs", "STIR acquisition"):
         radius, pixel = float(keys["radius"]), float(keys["scaling factor (mm/pixel) [1]"])
-        aperture = 10 * float(next(iter(holes))[4])
         sense = {"CCW": 1.0, "CW": -1.0}[keys["direction of rotation"].upper()]
-    to_hole = 10 * number("collimator.txt", "Collimator radius(cm)")
-    fwhm = 10 * number("detector.txt", "Sigma(cm)") * float(np.sqrt(8 * np.log(2)))
-    thick, per_mm = (
-        10 * number("detector.txt", "Crystal thickness (cm)"),
-        number("detector.txt", "Crystal attenuation coefficient (cm -1)") / 10,
-    )
-    depth = 1 / per_mm - thick / np.expm1(
-        per_mm * thick
-    )  # mean depth at which a photon that stops in the crystal stops
-    angles = (
-        number("detector.txt", "ang0(deg)") - 180 + sense * number("detector.txt", "incr(deg)") * np.arange(len(counts))
-    )
+    to_hole = 10 * collimator.number("Collimator radius(cm)")
+    fwhm = 10 * detector.number("Sigma(cm)") * float(np.sqrt(8 * np.log(2)))
+    angles = detector.number("ang0(deg)") - 180 + sense * detector.number("incr(deg)") * np.arange(len(counts))
     stops = rotating_camera("stops", angles, to_hole).pinholes
-    scanner = Scanner("STIR pinhole", stops, aperture, radius - to_hole + depth, counts.shape[1:], pixel, fwhm)
-    return Study(
-        torch.from_numpy(counts.astype(np.float32)),
-        scanner,
-        grid or ImageGrid((40, 36, 36), 1.0),
-        meta={"projections_from": "input.hs"},
-    )
+    focal, (rows, columns) = radius - to_hole + _mean_depth_mm(detector), counts.shape[1:]
+    scanner = Scanner("STIR pinhole", stops, aperture, focal, (rows, columns), pixel, fwhm)
+    grid = grid or ImageGrid((40, 36, 36), 1.0)
+    return Study(torch.from_numpy(counts.astype(np.float32)), scanner, grid, meta={"projections_from": "input.hs"})

@@ -29,8 +29,8 @@ from .prior import around_heart
 from .study import Study
 
 # %% auto #0
-__all__ = ['BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'hu_to_mu', 'read_ct', 'Placement', 'ct_to_mu', 'CTVolume',
-           'read_ct_mu', 'register_ct', 'place_ct', 'plot_registration']
+__all__ = ['BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'hu_to_mu', 'read_ct', 'CTVolume', 'read_ct_mu', 'Placement',
+           'ct_to_mu', 'register_ct', 'place_ct', 'plot_registration']
 
 # %% ../nbs/31_ct.ipynb #02385f86
 BONE_PER_CM, BONE_HU = 0.293, 1400.0  # at 140.5 keV; ICRU-44 cortical bone
@@ -43,7 +43,7 @@ def hu_to_mu(hu: np.ndarray) -> np.ndarray:  # cm⁻¹
     bone = WATER_PER_CM + hu * (BONE_PER_CM - WATER_PER_CM) / BONE_HU
     return np.clip(np.where(hu <= 0, soft, bone), 0, BONE_PER_CM).astype(np.float32)
 
-
+# %% ../nbs/31_ct.ipynb #1aaef851
 MOST_ARCHIVE_BYTES = 2**31  # unpacked; an archive that holds more is refused while it is read
 
 
@@ -58,89 +58,42 @@ def _files_of(source: Path) -> Iterator[Path | io.BytesIO]:
                 room -= max(0, member.size)
                 if room < 0:
                     raise InputError(f"{source}: holds more than {MOST_ARCHIVE_BYTES} bytes unpacked")
-                if member.isreg():
-                    yield io.BytesIO(archive.extractfile(member).read())
+                if packed := archive.extractfile(member) if member.isreg() else None:
+                    yield io.BytesIO(packed.read())
+
+# %% ../nbs/31_ct.ipynb #ae672617
+def _slices_of(source: Path) -> list[pydicom.Dataset]:
+    "The slices of one untilted CT series, from the feet up; raises `InputError` where there is no such series."
+    slices = []
+    for file in _files_of(source):
+        try:
+            slices.append(pydicom.dcmread(file))
+        except pydicom.errors.InvalidDicomError:
+            continue
+    slices = [s for s in slices if s.get("Modality") == "CT" and "ImagePositionPatient" in s]
+    if len(slices) < 2:
+        raise InputError(f"{source}: must hold the DICOM slices of one CT, found {len(slices)}")
+    if len({str(s.SeriesInstanceUID) for s in slices}) > 1:
+        raise InputError(f"{source}: holds slices of several CT series, expected one")
+    tilt = np.array([s.ImageOrientationPatient for s in slices], float) - [1, 0, 0, 0, 1, 0]
+    if not (np.abs(tilt) < 0.02).all():
+        raise InputError(f"{source}: only untilted transverse CT slices (orientation 1,0,0,0,1,0) are supported")
+    return sorted(slices, key=lambda s: float(s.ImagePositionPatient[2]))
 
 # %% ../nbs/31_ct.ipynb #ee998b3b
 def read_ct(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "A CT series, a folder or a tar archive of DICOM slices, as (HU (z, y, x) with z towards the head, position of the first voxel (x, y, z) mm LPS, voxel size (z, y, x) mm). Raises `InputError`."
+    """A CT series, a folder or a tar archive of DICOM slices. Raises `InputError`.
+
+    Gives HU (z, y, x) with z towards the head, the position of the first voxel (x, y, z) in mm LPS, and the size of a
+    voxel (z, y, x) in mm."""
     with reading(folder, "CT series"):
-        slices = []
-        for file in _files_of(Path(folder)):
-            try:
-                slices.append(pydicom.dcmread(file))
-            except pydicom.errors.InvalidDicomError:
-                continue
-        slices = [s for s in slices if s.get("Modality") == "CT" and "ImagePositionPatient" in s]
-        if len(slices) < 2:
-            raise InputError(f"{folder}: must hold the DICOM slices of one CT, found {len(slices)}")
-        if len({str(s.SeriesInstanceUID) for s in slices}) > 1:
-            raise InputError(f"{folder}: holds slices of several CT series, expected one")
-        if any(
-            not np.allclose(np.array(s.ImageOrientationPatient, float), [1, 0, 0, 0, 1, 0], atol=0.02) for s in slices
-        ):
-            raise InputError(f"{folder}: only untilted transverse CT slices (orientation 1,0,0,0,1,0) are supported")
-        slices.sort(key=lambda s: float(s.ImagePositionPatient[2]))
-        z = np.array([float(s.ImagePositionPatient[2]) for s in slices])
-        if not np.allclose(np.diff(z), np.diff(z)[0], atol=0.1):
+        slices = _slices_of(Path(folder))
+        steps = np.diff([float(s.ImagePositionPatient[2]) for s in slices])
+        if not np.allclose(steps, steps[0], atol=0.1):
             raise InputError(f"{folder}: CT slices are not evenly spaced, a slice may be missing")
-        hu = np.stack(
-            [s.pixel_array.astype(np.float32) * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]
-        )
-        return (
-            hu,
-            np.array(slices[0].ImagePositionPatient, float),
-            np.array([np.diff(z)[0], *map(float, slices[0].PixelSpacing)]),
-        )
-
-# %% ../nbs/31_ct.ipynb #f0103ebe
-@dataclass(frozen=True)
-class Placement:
-    "Where a CT lies: point p of the SPECT frame is R(angles)·(p − c) + c + center in the CT's frame, c the grid's middle. A rigid motion. Raises `InputError` on what is no number."
-
-    center_mm: tuple[
-        float, float, float
-    ]  # point of the CT (x, y, z; its LPS mm) at the origin of the SPECT frame, before turning
-    angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)  # about x, then y, then z
-
-    def __post_init__(self):
-        for name in ("center_mm", "angles_deg"):
-            value = tuple(float(v) for v in getattr(self, name))
-            if len(value) != 3 or not np.isfinite(value).all():
-                raise InputError(f"{name} must be three numbers, got {value}")
-            object.__setattr__(self, name, value)
-
-    def nudge(self, mm: tuple[float, float, float]) -> Placement:
-        "The placement with the CT moved by so many mm to the patient's left, back and head."
-        return replace(
-            self, center_mm=tuple(float(c) for c in np.array(self.center_mm) - self._turn() @ np.asarray(mm, float))
-        )
-
-    def to_ct(
-        self, points: np.ndarray, middle: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    ) -> np.ndarray:  # (n, 3), mm
-        "Points (n, 3) of the SPECT frame, (x, y, z) mm, in the CT's frame; `middle` of the grid is what the CT turns about."
-        return (np.asarray(points, float) - middle) @ self._turn().T + middle + self.center_mm
-
-    def _turn(self) -> np.ndarray:
-        "Rotation matrix: about x, then y, then z."
-        return Rotation.from_euler("xyz", self.angles_deg, degrees=True).as_matrix()
-
-# %% ../nbs/31_ct.ipynb #49b71a06
-def ct_to_mu(
-    ct: str | Path | CTVolume,  # CT series: folder, tar archive, or what `read_ct_mu` made of it
-    grid: ImageGrid,
-    placement: Placement | tuple[float, float, float] | None = None,  # or the point of the CT that lies at the origin
-) -> Tensor:  # (z, y, x), cm⁻¹
-    """Attenuation map of a CT on the grid: converted, blurred to the grid's voxels, interpolated; air outside the CT.
-
-    Without a placement, a point left and in front of the middle of the body at mid-height of the CT is taken as the origin: a guess that `register_ct` improves."""
-    volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
-    if not isinstance(placement, Placement):
-        placement = Placement(volume.heart_guess() if placement is None else placement)
-    blurred = gaussian_filter(volume.mu, [grid.voxel_mm / s / np.sqrt(12) for s in volume.size_mm])
-    inside = replace(volume, mu=blurred).at(placement.to_ct(grid.centers_mm(), grid.center_mm))
-    return torch.from_numpy(inside.reshape(grid.shape).astype(np.float32))
+        planes = [s.pixel_array.astype(np.float32) * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]
+        first, size = slices[0].ImagePositionPatient, [steps[0], *map(float, slices[0].PixelSpacing)]
+        return np.stack(planes), np.array(first, float), np.array(size)
 
 # %% ../nbs/31_ct.ipynb #913fd55b
 @dataclass(frozen=True, eq=False)
@@ -156,18 +109,89 @@ class CTVolume:
         body = self.mu[len(self.mu) // 2] > 0.5 * WATER_PER_CM
         rows, cols = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
         middle = np.array([cols.mean(), rows.mean(), len(self.mu) / 2]) * self.size_mm[::-1] + self.first_mm
-        return tuple(float(v) for v in middle + [50, -40, 0])
+        x, y, z = middle + [50, -40, 0]
+        return float(x), float(y), float(z)
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:  # (n,), cm⁻¹
         "Attenuation at points (n, 3) of the CT, (x, y, z), linearly; air outside."
         index = (points_mm - self.first_mm) / self.size_mm[::-1]
         return map_coordinates(self.mu, index[:, ::-1].T, order=1, cval=0.0)
 
-# %% ../nbs/31_ct.ipynb #37241782
+
 def read_ct_mu(ct: str | Path) -> CTVolume:
     "A CT series (see `read_ct`) as attenuation at 140.5 keV."
     hu, first, size = read_ct(ct)
     return CTVolume(hu_to_mu(hu), first, size)
+
+# %% ../nbs/31_ct.ipynb #f0103ebe
+@dataclass(frozen=True)
+class Placement:
+    "Where a CT lies, as a rigid motion. Raises `InputError` on what is no number."
+
+    center_mm: tuple[float, float, float]  # m: point of the CT (x, y, z; its LPS mm) at the SPECT frame's origin
+    angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)  # about x, then y, then z
+
+    def __post_init__(self):
+        for name in ("center_mm", "angles_deg"):
+            value = tuple(float(v) for v in getattr(self, name))
+            if len(value) != 3 or not np.isfinite(value).all():
+                raise InputError(f"{name} must be three numbers, got {value}")
+            object.__setattr__(self, name, value)
+
+    def nudge(self, mm: tuple[float, float, float]) -> Placement:
+        "The placement with the CT moved by so many mm to the patient's left, back and head."
+        x, y, z = np.array(self.center_mm) - self._turn() @ np.asarray(mm, float)
+        return replace(self, center_mm=(x, y, z))
+
+    def to_ct(
+        self,
+        points: np.ndarray,  # (n, 3) of the SPECT frame, (x, y, z), mm
+        middle: tuple[float, float, float] = (0.0, 0.0, 0.0),  # c: of the grid
+    ) -> np.ndarray:  # (n, 3), mm
+        "The points in the CT's frame."
+        return (np.asarray(points, float) - middle) @ self._turn().T + middle + self.center_mm
+
+    def _turn(self) -> np.ndarray:
+        "Rotation matrix R."
+        return Rotation.from_euler("xyz", self.angles_deg, degrees=True).as_matrix()
+
+# %% ../nbs/31_ct.ipynb #49b71a06
+def ct_to_mu(
+    ct: str | Path | CTVolume,  # CT series: folder, tar archive, or what `read_ct_mu` made of it
+    grid: ImageGrid,
+    placement: Placement | tuple[float, float, float] | None = None,  # or the point of the CT that lies at the origin
+) -> Tensor:  # (z, y, x), cm⁻¹
+    """Attenuation map of a CT on the grid: converted, blurred to the grid's voxels, interpolated; air outside the CT.
+
+    Without a placement, a point left and in front of the middle of the body at mid-height of the CT is taken as the
+    origin: a guess that `register_ct` improves."""
+    volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
+    if not isinstance(placement, Placement):
+        placement = Placement(volume.heart_guess() if placement is None else placement)
+    blurred = gaussian_filter(volume.mu, [grid.voxel_mm / s / np.sqrt(12) for s in volume.size_mm])
+    inside = replace(volume, mu=blurred).at(placement.to_ct(grid.centers_mm(), grid.center_mm))
+    return torch.from_numpy(inside.reshape(grid.shape).astype(np.float32))
+
+# %% ../nbs/31_ct.ipynb #569ee9a0
+def _emission_points(
+    image: Tensor,  # (z, y, x)
+    grid: ImageGrid,
+    where: Tensor | None,  # (z, y, x), bool
+) -> tuple[np.ndarray, np.ndarray]:  # (n,), 0 … 1; (n, 3), (x, y, z), mm
+    "The smoothed emission on every second voxel, cut off at its 90th percentile, and where those voxels lie."
+    emission = gaussian_filter(np.asarray(image, dtype=np.float32), 4.2 / grid.voxel_mm)
+    thin = np.zeros(grid.shape, dtype=bool)
+    thin[::2, ::2, ::2] = (emission > 0 if where is None else np.asarray(where))[::2, ::2, ::2]
+    top = np.percentile(emission[thin], 90) if thin.any() else 0.0
+    if not top > 0:
+        raise InputError("the emission image is empty where it should be registered")
+    return np.clip(emission[thin] / top, 0, 1), grid.centers_mm()[thin.ravel()]
+
+
+def _soft_tissue(volume: CTVolume) -> CTVolume:
+    "The CT as smooth as the emission, bone no denser than a fifth above water: soft tissue and lung draw the borders."
+    mu = gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm])
+    return replace(volume, mu=mu)
 
 # %% ../nbs/31_ct.ipynb #76c40d28
 def register_ct(
@@ -177,35 +201,21 @@ def register_ct(
     start: Placement | None = None,  # within about 20 mm; default: `heart_guess`
     where: Tensor | None = None,  # voxels that the camera sees well, (z, y, x), bool; default: where the image is not 0
 ) -> Placement:
-    """Rigid registration by normalised mutual information: the placement at which the CT tells most about the emission. Takes some seconds; look at `plot_registration` and `nudge`.
+    """Rigid registration by normalised mutual information: the placement at which the CT tells most about the emission.
 
-    Raises `InputError` if the image is empty there."""
+    Takes some seconds; look at `plot_registration` and `nudge`. Raises `InputError` if the image is empty there."""
     volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
     start = start or Placement(volume.heart_guess())
-    emission = gaussian_filter(np.asarray(image, dtype=np.float32), 4.2 / grid.voxel_mm)
-    thin = np.zeros(grid.shape, dtype=bool)
-    thin[::2, ::2, ::2] = (emission > 0 if where is None else np.asarray(where))[::2, ::2, ::2]
-    top = np.percentile(emission[thin], 90) if thin.any() else 0.0
-    if not top > 0:
-        raise InputError("the emission image is empty where it should be registered")
-    seen, points = np.clip(emission[thin] / top, 0, 1), grid.centers_mm()[thin.ravel()]
-    tissue = replace(
-        volume, mu=gaussian_filter(np.minimum(volume.mu, 1.2 * WATER_PER_CM), [3.4 / s for s in volume.size_mm])
-    )
+    (seen, points), tissue = _emission_points(image, grid, where), _soft_tissue(volume)
 
-    def told(v: np.ndarray) -> float:
-        places = Placement(tuple(v[:3]), tuple(v[3:]) if len(v) > 3 else start.angles_deg).to_ct(points, grid.center_mm)
-        return -normalized_mutual_information(seen, tissue.at(places), bins=24)
+    def untold(v: np.ndarray) -> float:  # three shifts, or three shifts and three angles
+        places = Placement(tuple(v[:3]), tuple(v[3:]) if len(v) > 3 else start.angles_deg)
+        return -normalized_mutual_information(seen, tissue.at(places.to_ct(points, grid.center_mm)), bins=24)
 
-    shifted = minimize(
-        told, start.center_mm, method="Powell", options={"direc": 8 * np.eye(3), "xtol": 0.3, "ftol": 1e-6}
-    ).x
-    turned = minimize(
-        told,
-        [*shifted, *start.angles_deg],
-        method="Powell",
-        options={"direc": np.diag([4.0, 4, 4, 3, 3, 3]), "xtol": 0.2, "ftol": 1e-7},
-    ).x
+    coarse = {"direc": 8 * np.eye(3), "xtol": 0.3, "ftol": 1e-6}  # first steps of 8 mm
+    fine = {"direc": np.diag([4.0, 4, 4, 3, 3, 3]), "xtol": 0.2, "ftol": 1e-7}  # of 4 mm and 3°
+    shifted = minimize(untold, start.center_mm, method="Powell", options=coarse).x
+    turned = minimize(untold, [*shifted, *start.angles_deg], method="Powell", options=fine).x
     return Placement(tuple(turned[:3]), tuple(turned[3:]))
 
 # %% ../nbs/31_ct.ipynb #de87e528
@@ -215,38 +225,30 @@ def place_ct(
     start: Placement | None = None,  # within about 20 mm; default: `heart_guess`
     rounds: int = 2,
 ) -> Placement:
-    "Where the CT lies in a study: an OSEM image corrected with the CT as placed by now, registration, and once more. Some 8 mm is what to expect of it."
+    """Where the CT lies in a study: an OSEM image corrected with the CT as placed by now, registration, and once more.
+
+    Expect to be left with several millimetres of error."""
     volume = ct if isinstance(ct, CTVolume) else read_ct_mu(ct)
     placement = start or Placement(volume.heart_guess())
     where = torch.from_numpy(field_of_view(study.scanner, study.grid))
     for _ in range(rounds):
         corrected = replace(study, mu=ct_to_mu(volume, study.grid, placement))
-        image = osem(corrected.system(), study.projections, 4, background=study.background)
+        image = osem(corrected.measurement(), 4)
         placement = register_ct(volume, image, study.grid, placement, where)
     return placement
 
 # %% ../nbs/31_ct.ipynb #bfad2771
 def plot_registration(mu: Tensor, image: Tensor, grid: ImageGrid) -> plt.Figure:
-    "Outlines of the tissue (lung and skin, μ = 0.04 and 0.1 cm⁻¹) over an emission image, both (z, y, x), in three planes through the image's hottest region."
-    smooth = gaussian_filter(np.asarray(image), 8 / grid.voxel_mm)
-    near = around_heart(grid)
-    center = np.unravel_index(int(np.where(near, smooth, 0).argmax()), grid.shape)
-    fig = show_slices(
-        {"emission, tissue outlined": image},
-        center=center,
-        vmax=float(np.percentile(np.asarray(image)[near], 99.5)),
-        voxel_mm=grid.voxel_mm,
-        cmap="gray",
-    )
-    nz, ny, nx = (n * grid.voxel_mm / 2 for n in grid.shape)
-    k, j, i = center
+    """Outlines of lung (μ = 0.04 cm⁻¹) and skin (0.1 cm⁻¹) over an emission image, both (z, y, x).
+
+    The three planes pass through the image's hottest region."""
+    smooth, near = gaussian_filter(np.asarray(image), 8 / grid.voxel_mm), around_heart(grid)
+    k, j, i = (int(n) for n in np.unravel_index(np.where(near, smooth, 0).argmax(), grid.shape))
+    top = float(np.percentile(np.asarray(image)[near], 99.5))
+    name = "emission, tissue outlined"
+    fig = show_slices({name: image}, (k, j, i), vmax=top, voxel_mm=grid.voxel_mm, cmap="gray")
     tissue = np.asarray(mu)
-    for ax, plane, (right, top) in zip(
-        fig.axes[:3], (tissue[k], tissue[:, j], tissue[:, :, i]), ((nx, ny), (nx, nz), (ny, nz)), strict=True
-    ):
-        half = grid.voxel_mm / 2
-        across, up = (
-            np.linspace(-end + half, end - half, n) for end, n in zip((right, top), plane.shape[::-1], strict=True)
-        )
+    for ax, plane in zip(fig.axes[:3], (tissue[k], tissue[:, j], tissue[:, :, i]), strict=True):
+        up, across = ((np.arange(n) - (n - 1) / 2) * grid.voxel_mm for n in plane.shape)
         ax.contour(across, up, plane, levels=[0.04, 0.1], colors=["C1", "C0"], linewidths=1)
     return fig

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['NoiseSchedule', 'cosine_schedule', 'linear_schedule', 'add_noise', 'predict_x0', 'predict_eps', 'timesteps',
-           'ddim_step', 'velocity', 'x0_from_output', 'dpm2_step', 'posterior_mean', 'variance_fraction', 'hybrid_loss']
+__all__ = ['CEILING', 'NoiseSchedule', 'cosine_schedule', 'linear_schedule', 'add_noise', 'predict_x0', 'predict_eps',
+           'timesteps', 'ddim_step', 'velocity', 'x0_from_output', 'posterior_mean', 'variance_fraction', 'hybrid_loss']
 
 # %% ../nbs/10_diffusion.ipynb #73141b2c
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,11 @@ def linear_schedule(n_steps: int = 1000, first_beta: float = 1e-4, last_beta: fl
     return NoiseSchedule("linear", torch.linspace(first_beta, last_beta, n_steps, dtype=torch.float64))
 
 # %% ../nbs/10_diffusion.ipynb #1a70a984
+# Largest value in the network's scale (normal myocardium = 1): MLEM in voxels that hardly any module sees can be a
+# thousand times the heart.
+CEILING = 8.0
+
+
 def add_noise(
     x0: Tensor,  # clean images, (…) for one t or (B, …) for (B,) levels
     noise: Tensor,  # standard normal, like x0
@@ -150,14 +155,14 @@ def ddim_step(
     x_t: Tensor,  # image at level t
     x0: Tensor | None,  # estimate of the clean image, like x_t; None: the one that eps implies
     eps: Tensor | None,  # estimate of the noise, like x_t; None: the one that x0 implies
-    t: int,  # level now
-    t_prev: int,  # level to go to, −1 ≤ t_prev < t
+    levels: tuple[int, int],  # t, the level now, and the one to go to, −1 ≤ t_prev < t
     schedule: NoiseSchedule,
     eta: float = 0.0,  # 0: deterministic … 1: as random as DDPM
     noise: Tensor | None = None,  # standard normal, like x_t; needed if eta > 0
     v: Tensor | None = None,  # learned variance fraction, 0 (β̃) … 1 (β), like x_t
 ) -> Tensor:  # image at level t_prev, like x_t
     "One step from level t to t_prev (Song et al. 2021, eq. 12; variance of Nichol & Dhariwal 2021, eq. 15)."
+    t, t_prev = levels
     if not -1 <= t_prev < t:
         raise ValueError(f"t_prev must be -1 … t - 1 = {t - 1}, got {t_prev}")
     if not 0 <= eta <= 1:
@@ -196,30 +201,6 @@ def x0_from_output(
     if predict != "v":
         raise ValueError(f"predict must be 'epsilon' or 'v', got {predict!r}")
     return schedule.sqrt_alpha_bar(t, x_t) * x_t - schedule.sigma(t, x_t) * output
-
-# %% ../nbs/10_diffusion.ipynb #c66471e9
-def dpm2_step(
-    x_t: Tensor,
-    x0: Tensor,  # clean image as seen from level t
-    t: int,
-    t_prev: int,  # level to go to, −1 ≤ t_prev < t
-    schedule: NoiseSchedule,
-    x0_before: Tensor | None = None,  # clean image as seen from the level before
-    t_before: int | None = None,  # that level, > t
-) -> Tensor:  # image at level t_prev
-    """One step of DPM-Solver++(2M) (Lu et al. 2022): extrapolates x̂0 from two levels.
-
-    Without the level before, or where log SNR jumps more than twice as far as in the step before (at the end), it is DDIM's step."""
-    if t_prev == -1:
-        return x0.clone()
-    half_log_snr = [float((schedule.sqrt_alpha_bar(level) / schedule.sigma(level)).log()) for level in (t, t_prev)]
-    h = half_log_snr[1] - half_log_snr[0]
-    if x0_before is not None:
-        before = half_log_snr[0] - float((schedule.sqrt_alpha_bar(t_before) / schedule.sigma(t_before)).log())
-        if h < 2 * before:
-            x0 = x0 + (x0 - x0_before) * (h / (2 * before))
-    shrink = float(schedule.sigma(t_prev) / schedule.sigma(t))
-    return shrink * x_t + float(schedule.sqrt_alpha_bar(t_prev)) * (1 - float(np.exp(-h))) * x0
 
 # %% ../nbs/10_diffusion.ipynb #40a0ddec
 def posterior_mean(x_t: Tensor, x0: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:

@@ -19,15 +19,15 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from .core import ImageGrid, InputError, usable_device
-from .diffusion import cosine_schedule, linear_schedule
+from .diffusion import CEILING, cosine_schedule, linear_schedule
 from .files import atomic_path
 from .mlem import mlem_steps, subset_count
 from .slice_network import Denoiser, SliceUNet, UNetConfig
-from .system import SystemMatrix
+from .system import Measurement
 from .volume_network import EnsembleDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet
 
 # %% auto #0
-__all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'CEILING', 'DEFAULT_PRIOR', 'early_and_late',
+__all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'DEFAULT_PRIOR', 'early_and_late',
            'around_heart', 'intensity_scale', 'network_config', 'make_network', 'save_checkpoint', 'load_checkpoint',
            'pretrained_paths', 'pretrained_path', 'Prior', 'pretrained']
 
@@ -47,12 +47,10 @@ RECOVERY = {
 }  # views → 95th percentile ÷ true uptake of normal myocardium
 
 
-def early_and_late(
-    system: SystemMatrix, projections: Tensor
-) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the projections
+def early_and_late(measurement: Measurement) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the counts
     "OSEM images after 12 and 48 updates: one nearly free of noise, one with all the detail the counts may hold."
-    n = subset_count(system.proj_shape[0])
-    for step in mlem_steps(system, projections, LATE_UPDATES // n, n_subsets=n, likelihood=False):
+    n = subset_count(measurement.system.proj_shape[0])
+    for step in mlem_steps(measurement, LATE_UPDATES // n, n_subsets=n, likelihood=False):
         if step.index == EARLY_UPDATES // n:
             early = step.image
     return early, step.image
@@ -80,7 +78,7 @@ def intensity_scale(
     return float(np.interp(n_views, list(RECOVERY), list(RECOVERY.values()))) / top
 
 # %% ../nbs/14_prior.ipynb #29666813
-CEILING = 8.0  # largest value in the network's scale: MLEM in voxels that hardly any module sees can be a thousand times the heart
+#| export
 
 # %% ../nbs/14_prior.ipynb #513de8b4
 def network_config(data: dict) -> UNetConfig | VolumeConfig:

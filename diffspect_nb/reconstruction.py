@@ -11,30 +11,26 @@ from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import diffspect_nb
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+import diffspect_nb
 from .core import ScaledMap, Step, show_slices
 from .files import atomic_folder, save_image, write_json
 from .geometry import field_of_view
 from .mlem import mlem_steps
-from .prior import EARLY_UPDATES, Prior, intensity_scale
-from .sampler import Denoise, Guidance, _expected, default_guidance, sample
+from .prior import EARLY_UPDATES, Prior, intensity_scale, pretrained
+from .sampler import AnchoredWeights, Denoise, PaperWeights, Weights, anchored_walk, paper_walk
 from .study import Study
-from .system import SystemMatrix, poisson_deviance, poisson_log_likelihood
+from .system import Measurement, poisson_deviance
 
 # %% auto #0
-__all__ = ['T', 'MeasurementSupport', 'Reconstruction', 'measurement_support', 'Beginning', 'beginning_steps',
+__all__ = ['T', 'MeasurementSupport', 'measurement_support', 'Reconstruction', 'Beginning', 'beginning_steps',
            'reconstruction_steps', 'outcome', 'reconstruct', 'versions', 'views_figure', 'write_result']
-
-# %% ../nbs/21_reconstruction.ipynb #0a5a93e1
-T = TypeVar("T")
 
 # %% ../nbs/21_reconstruction.ipynb #e618c940
 @dataclass(frozen=True)
@@ -47,10 +43,23 @@ class MeasurementSupport:
 
     @property
     def map(self) -> ScaledMap:
-        "The image, to be shown beside the one it judges: grey where noise explains the counts, red where they are not explained."
+        "The image, to be shown beside the one it judges: grey where noise explains the counts, red where it does not."
         return ScaledMap(self.image, 2.0, "mean deviance of its bins, 1: noise", "coolwarm")
 
+# %% ../nbs/21_reconstruction.ipynb #3a280fe4
+def measurement_support(measurement: Measurement, image: Tensor) -> MeasurementSupport:
+    "How well an image (z, y, x) in photons of this acquisition explains the counts."
+    y, s, expected = measurement.counts, measurement.sensitivity, measurement.expected(image)
+    deviance = poisson_deviance(y, expected)
+    chance = torch.poisson(expected, generator=torch.Generator(expected.device).manual_seed(0))
+    by_chance = float(poisson_deviance(chance, expected).sum())
+    # Where nothing is expected the noise explains nothing; a count there is counted in full.
+    impossible = float((y[expected <= 0] > 0).sum())
+    spread = measurement.system.adjoint(deviance.to(s.dtype)) / s.clamp_min(1e-30)
+    reduced = (float(deviance.sum()) + impossible) / max(by_chance, 1e-30)
+    return MeasurementSupport(deviance, torch.where(s > 0, spread, 0), reduced)
 
+# %% ../nbs/21_reconstruction.ipynb #b15e4992
 @dataclass(frozen=True)
 class Reconstruction:
     "A guided image and all that is needed to judge and repeat it."
@@ -58,102 +67,85 @@ class Reconstruction:
     image: Tensor  # (z, y, x), photons at full dose
     x_in: Tensor  # OSEM or MLEM image the walk started from, same unit
     scale: float  # from full-dose photons to the network's intensity scale
-    guidance: Guidance
+    weights: Weights
     support: MeasurementSupport
     provenance: dict = field(default_factory=dict)  # versions, seconds, the prior's history
-
-# %% ../nbs/21_reconstruction.ipynb #3a280fe4
-def measurement_support(
-    system: SystemMatrix, projections: Tensor, image: Tensor, background: Tensor | None = None
-) -> MeasurementSupport:
-    "Poisson deviance of counts (view, row, column) against the projection of an image (z, y, x) in photons of this acquisition, and what else was expected."
-    expected = _expected(system, image, background)
-    deviance = poisson_deviance(projections, expected)
-    by_chance = poisson_deviance(
-        torch.poisson(expected, generator=torch.Generator(expected.device).manual_seed(0)), expected
-    )
-    # Where nothing is expected the noise explains nothing; a count there is counted in full.
-    impossible = float((projections[expected <= 0] > 0).sum())
-    spread = system.adjoint(deviance.to(system.dtype)) / system.sensitivity.clamp_min(1e-30)
-    return MeasurementSupport(
-        deviance,
-        torch.where(system.sensitivity > 0, spread, 0),
-        (float(deviance.sum()) + impossible) / max(float(by_chance.sum()), 1e-30),
-    )
 
 
 @dataclass(frozen=True)
 class Beginning:
-    "The classical images that a guided walk sets out from. They depend on the study and on the guidance's `iterations` and `subsets` alone, so one serves many walks."
+    "The classical images that walks with the same `iterations` and `input_subsets` set out from."
 
-    system: SystemMatrix
-    early: Step  # after EARLY_UPDATES image updates, photons of this acquisition
-    late: Step  # x_in, likewise
+    measurement: Measurement
+    early: Tensor  # (z, y, x), after EARLY_UPDATES image updates, photons of this acquisition
+    late: Tensor  # x_in, likewise
 
 # %% ../nbs/21_reconstruction.ipynb #ea3aba6b
+def _passes(study: Study, weights: Weights) -> tuple[int, int]:
+    "Passes over the data behind x_in, and ordered subsets in each."
+    subsets = min(weights.input_subsets, len(study.views))
+    return weights.iterations // subsets, subsets
+
+
 def beginning_steps(
-    study: Study, guidance: Guidance, system: SystemMatrix | None = None
+    study: Study,
+    weights: Weights,
+    measurement: Measurement | None = None,  # of exactly this study; default: its own
 ) -> Generator[Step, None, Beginning]:
     "OSEM or MLEM up to x_in, images in full-dose photons; the generator's return value is the `Beginning`."
-    system = system or study.system()
-    subsets = min(guidance.subsets, len(study.views))
-    passes = guidance.iterations // subsets
-    y = study.projections.to(system.device)
-    for step in mlem_steps(system, y, passes, background=study.background, n_subsets=subsets, likelihood=False):
+    measurement = measurement or study.measurement()
+    passes, subsets = _passes(study, weights)
+    for step in mlem_steps(measurement, passes, n_subsets=subsets, likelihood=False):
         if step.index == EARLY_UPDATES // subsets:
-            early = step
-        yield Step(step.index, passes + guidance.steps, step.image / study.count_fraction)
-    background = None if study.background is None else study.background.to(y)
-    early, late = (
-        replace(s, scalars={"log_likelihood": poisson_log_likelihood(y, _expected(system, s.image, background))})
-        for s in (early, step)
-    )
-    return Beginning(system, early, late)
+            early = step.image
+        yield Step(step.index, passes + weights.steps, step.image / study.count_fraction)
+    return Beginning(measurement, early, step.image)
 
 # %% ../nbs/21_reconstruction.ipynb #4ef67386
 def reconstruction_steps(
     study: Study,
-    guidance: Guidance
-    | None = None,  # default: `default_guidance(study.count_level, len(study.views) / study.scanner.n_views)`
-    denoise: Denoise | None = None,  # default: the prior's
-    system: SystemMatrix | None = None,  # of exactly this study, if you have it already
-    prior: Prior | None = None,  # a trained prior; default: the shipped one. The walk runs where it is
-    beginning: Beginning
-    | None = None,  # of exactly this study, from an earlier walk with the same iterations and subsets
+    weights: Weights | None = None,  # decides the walk; default: `AnchoredWeights.for_study(study)`
+    prior: Prior | None = None,  # default: the shipped one that fits the walk; computed where it is
+    denoise: Denoise | None = None,  # instead of a prior
+    measurement: Measurement | None = None,  # of exactly this study, for a system matrix of your own
+    beginning: Beginning | None = None,  # of exactly this study, from an earlier walk with the same input
 ) -> Generator[Step, None, Reconstruction]:
-    "OSEM or MLEM for x_in, then the guided walk, as one iterator of steps with images in full-dose photons; the generator's return value is the `Reconstruction`."
-    started = time.perf_counter()
-    guidance = guidance or default_guidance(study.count_level, len(study.views) / study.scanner.n_views)
-    if denoise is None and prior is None:
-        from diffspect_nb.prior import pretrained
+    """x_in, then the guided walk, as one iterator of steps with images in full-dose photons.
 
-        prior = pretrained()
-    if denoise is None and beginning is None:
-        system = (system or study.system()).to(prior.device)
-    passes = 0 if beginning else guidance.iterations // min(guidance.subsets, len(study.views))
-    beginning = beginning or (yield from beginning_steps(study, guidance, system))
-    system, early, x_in = beginning.system, beginning.early.image, beginning.late.image
-    y, dose = study.projections.to(system.device), study.count_fraction
-    background = None if study.background is None else study.background.to(y)
-    scale = intensity_scale(early / dose, study.grid, len(study.views))
-    history = {"denoiser": "given by the caller"}
+    The generator's return value is the `Reconstruction`. Raises `InputError` where the counts give no intensity scale."""
+    started, dose = time.perf_counter(), study.count_fraction
+    weights = weights or AnchoredWeights.for_study(study)
+    if denoise is None:
+        prior = prior or pretrained(weights.prior)
+        measurement = (measurement or study.measurement()).to(prior.device)
+    passes = 0 if beginning else _passes(study, weights)[0]
+    beginning = beginning or (yield from beginning_steps(study, weights, measurement))
+    scale = intensity_scale(beginning.early / dose, study.grid, len(study.views))
+    history: dict[str, Any] = {"denoiser": "given by the caller"}
     if denoise is None:
         scale *= prior.unit
-        denoise, history = prior.denoiser(study.mu, early * (scale / dose), x_in * (scale / dose)), prior.provenance
-    start = x_in
-    if guidance.smooth_voxels > 0:
-        start = torch.from_numpy(gaussian_filter(x_in.cpu().numpy(), guidance.smooth_voxels)).to(x_in)
-    likelihoods = beginning.early.scalars["log_likelihood"], beginning.late.scalars["log_likelihood"]
-    for step in sample(
-        denoise, system, y, start, scale / dose, guidance, likelihoods=likelihoods, background=background
-    ):
+        seen = (image * (scale / dose) for image in (beginning.early, beginning.late))
+        denoise, history = prior.denoiser(study.mu, *seen), prior.provenance
+    for step in _walk(weights, denoise, beginning, scale / dose):
         yield Step(passes + step.index, passes + step.total, step.image / dose, step.scalars)
-    support = measurement_support(system, y, step.image, background)
-    versions = {"diffspect_nb": diffspect_nb.__version__, "torch": torch.__version__}
-    provenance = {"versions": versions, "seconds": time.perf_counter() - started, "prior": history}
-    return Reconstruction(step.image / dose, x_in / dose, scale, guidance, support, provenance)
+    support = measurement_support(beginning.measurement, step.image)
+    own = {"versions": versions(), "seconds": time.perf_counter() - started, "prior": history}
+    return Reconstruction(step.image / dose, beginning.late / dose, scale, weights, support, own)
+
+
+def _walk(weights: Weights, denoise: Denoise, beginning: Beginning, scale: float) -> Generator[Step, None, None]:
+    "The walk that the weights belong to."
+    if isinstance(weights, PaperWeights):
+        yield from paper_walk(denoise, beginning.measurement, beginning.late, scale, weights)
+    elif isinstance(weights, AnchoredWeights):
+        yield from anchored_walk(denoise, beginning.measurement, beginning.late, scale, weights)
+    else:
+        raise TypeError(f"weights must be PaperWeights or AnchoredWeights, got {type(weights).__name__}")
 
 # %% ../nbs/21_reconstruction.ipynb #7f6a0c91
+T = TypeVar("T")
+
+
 def outcome(steps: Generator[Step, None, T]) -> T:
     "Run steps to their end and give what they return, such as the `Reconstruction` of `reconstruction_steps`."
     while True:
@@ -164,54 +156,57 @@ def outcome(steps: Generator[Step, None, T]) -> T:
 
 
 def reconstruct(
-    study: Study, guidance: Guidance | None = None, denoise: Denoise | None = None, **options
+    study: Study,
+    weights: Weights | None = None,
+    prior: Prior | None = None,
+    denoise: Denoise | None = None,
+    **options: Any,  # of `reconstruction_steps`
 ) -> Reconstruction:
-    "Guided reconstruction of a study; options as for `reconstruction_steps`."
-    return outcome(reconstruction_steps(study, guidance, denoise, **options))
+    "Guided reconstruction of a study; arguments as for `reconstruction_steps`."
+    return outcome(reconstruction_steps(study, weights, prior, denoise, **options))
 
 # %% ../nbs/21_reconstruction.ipynb #c834a946
 def versions() -> dict:
     "Versions of what computed a result."
-    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | {
-        p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")
-    }
+    known = {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
+    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | known
 
 
 def views_figure(
-    study: Study, images: dict[str, Tensor], support, maps: dict[str, ScaledMap] | None = None
+    study: Study,
+    images: dict[str, Tensor],  # name → (z, y, x), full-dose photons; the first sets the scale
+    support: MeasurementSupport,  # of the last image
+    maps: dict[str, ScaledMap] | None = None,  # further maps of it
 ) -> plt.Figure:
-    "Orthogonal planes through the heart of all images on one scale; below, the measurement support of the last one and other maps of it."
+    "Orthogonal planes through the heart of all images on one scale; below, the support of the last one and its maps."
     focus = study.heart if study.heart is not None else next(iter(images.values())) > 0
-    center = tuple(int(c) for c in torch.nonzero(focus).float().mean(0).round())
+    z, y, x = (int(c) for c in torch.nonzero(focus).float().mean(0).round())
     inside = torch.from_numpy(field_of_view(study.scanner, study.grid))
     shown = {name: image * inside for name, image in images.items()}
     top = float(np.percentile(np.asarray(next(iter(shown.values()))[focus]), 99.5))
-    beside = {
-        name: replace(m, volume=torch.where(inside, m.volume, torch.nan))
-        for name, m in ({"measurement support": support.map} | (maps or {})).items()
-    }
-    fig = show_slices(shown, center, top, study.grid.voxel_mm, "photons per voxel, full dose", maps=beside)
-    fig.suptitle(
-        f"{study.counts:,.0f} counts, {len(study.views)} views; reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)",
-        size=9,
-    )
+    below = {"measurement support": support.map} | (maps or {})
+    below = {name: replace(m, volume=torch.where(inside, m.volume, torch.nan)) for name, m in below.items()}
+    fig = show_slices(shown, (z, y, x), top, study.grid.voxel_mm, "photons per voxel, full dose", maps=below)
+    deviance = f"reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)"
+    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9)
     return fig
 
 # %% ../nbs/21_reconstruction.ipynb #a65c6900
 def write_result(
     folder: Path,
     study: Study,
-    images: dict[str, Tensor],
-    result: dict,
-    support,
+    images: dict[str, Tensor],  # name → (z, y, x), full-dose photons; the last is the result
+    result: dict,  # for result.json
+    support: MeasurementSupport,
     maps: dict[str, ScaledMap] | None = None,
 ) -> None:
-    "Write image.nii.gz (the last image), the others and the maps by name, support.nii.gz, views.png and result.json, all or nothing."
+    "Write image.nii.gz (the last image), the others and maps by name, support.nii.gz, views.png and result.json."
+    *others, image = images
+    named = {name: images[name] for name in others} | {name: m.volume for name, m in (maps or {}).items()}
     with atomic_folder(folder) as tmp:
-        named = list(images.items())[:-1] + [(name, m.volume) for name, m in (maps or {}).items()]
-        for name, image in named:
-            save_image(tmp / f"{name.split(',')[0].lower().replace(' ', '_')}.nii.gz", image, study.grid)
-        save_image(tmp / "image.nii.gz", list(images.values())[-1], study.grid)
+        for name, volume in named.items():
+            save_image(tmp / f"{name.split(',')[0].lower().replace(' ', '_')}.nii.gz", volume, study.grid)
+        save_image(tmp / "image.nii.gz", images[image], study.grid)
         save_image(tmp / "support.nii.gz", support.image, study.grid)
         figure = views_figure(study, images, support, maps)
         figure.savefig(tmp / "views.png", dpi=110)

@@ -1,4 +1,5 @@
-"The architecture: order of dependence, modules in step with clean notebooks, one version, nothing tied to one machine."
+"""The architecture: order of dependence, sizes a reader can take in, modules in step with clean notebooks, one version,
+nothing tied to one machine."""
 from __future__ import annotations
 
 import ast
@@ -9,8 +10,10 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -22,8 +25,11 @@ import diffspect_nb
 PACKAGE = "diffspect_nb"
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
 NOTEBOOK_IDS = [p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS]
-WIDGETS = ("viewer", "dashboard", "explorer")
 MODULES = sorted(p.stem for p in (ROOT / PACKAGE).glob("*.py") if not p.stem.startswith("_"))
+PROOF, FACE = range(50, 60), range(60, 70)  # numbers of the rooms that benchmark, and of those that people touch
+WIDGETS = ("viewer", "board", "lessons", "dashboard", "explorer")  # parts of the face that hold no command
+NETWORKS = {"slice_network", "volume_network", "prior", "training"}
+COLUMNS = 120
 
 
 def settings() -> dict[str, str]:
@@ -129,6 +135,23 @@ def test_imports_come_from_smaller_numbers_only(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_no_wing_reaches_into_a_later_one(module):
+    "A wing is a tens digit. The networks, for one, are the prior's own affair, and nothing below the face knows it."
+    numbers = room_numbers()
+    late = {s: numbers.get(s) for s in siblings(syntax(module)) if numbers.get(s, 99) // 10 > numbers[module] // 10}
+    assert not late, f"{module} (wing {numbers[module] // 10}) reaches into later wings: {late}"
+
+
+@pytest.mark.parametrize("module", [m for m, n in room_numbers().items() if n in FACE])
+def test_the_face_opens_without_the_benchmark(module):
+    "A command loads the benchmark when it is asked for; viewers and dashboards never do."
+    proof = {m for m, n in room_numbers().items() if n in PROOF}
+    tree = syntax(module)
+    early = siblings(tree if module in WIDGETS else at_import(tree)) & proof
+    assert not early, f"{module} imports {early}" + (" (at import)" if module not in WIDGETS else "")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_no_star_imports(module):
     stars = [n.lineno for n in ast.walk(syntax(module)) if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"]
     assert not stars, f"{module}.py imports * in lines {stars}"
@@ -144,31 +167,129 @@ def test_third_party_imports_are_requirements(module):
     assert not foreign, f"{module} imports {foreign}, which settings.ini does not require"
 
 
-def test_sampler_takes_any_denoiser():
-    "The method does not know the network: no `unet` anywhere, `training` only where the shipped prior is loaded."
-    if "sampler" not in MODULES:
-        pytest.skip("there is no sampler yet")
-    tree = syntax("sampler")
-    assert "unet" not in siblings(tree)
-    assert not {"unet", "training"} & siblings(at_import(tree))
+def test_walks_take_any_denoiser():
+    "The walks know no network; the reconstruction meets one only in the function that loads the shipped prior."
+    assert not NETWORKS & siblings(syntax("sampler"))
+    tree = syntax("reconstruction")
+    assert not NETWORKS & siblings(at_import(tree))
+    loads = [f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and NETWORKS & siblings(f)]
+    assert len(loads) <= 1, f"functions of reconstruction that import a network: {loads}"
+
+
+IMPORT_EACH = f"""
+import importlib, json, os, sys, tempfile, torch
+state = lambda: (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
+found, before = {{}}, state()
+for module in sys.argv[1:]:
+    with tempfile.TemporaryFile() as said:
+        if not (child := os.fork()):
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            importlib.import_module("{PACKAGE}." + module)
+            assert state() == before, "torch is not as it was"
+            tools = sys.modules.keys() & {{"nbdev", "fastcore", "execnb", "pytest"}}
+            assert not tools, f"also imports {{tools}}"
+            assert "IPython" not in sys.modules or module in {WIDGETS}  # ipywidgets brings it
+            sys.stdout.flush()
+            os._exit(0)
+        code = os.waitpid(child, 0)[1]
+        said.seek(0)
+        found[module] = [code, said.read().decode()]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported_alone() -> dict[str, list]:
+    "Module → exit code and output of importing it where no other module of this package is loaded."
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IMPORT_EACH, *MODULES]
+    done = subprocess.run(command, cwd=ROOT / "nbs", env=env, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])  # a child that fails leaves by the same door
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_can_be_imported_alone(module):
-    "In a fresh interpreter, quietly, without the development tools and without changing torch's settings."
-    code = f"""
-import sys, torch
-before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed()
-import {PACKAGE}.{module}
-assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed()) == before
-tools = {{"nbdev", "fastcore", "execnb", "pytest"}} & sys.modules.keys()
-assert "IPython" not in sys.modules or {module in WIDGETS}  # ipywidgets brings it
-assert not tools, f"importing {module} also imports {{tools}}"
-"""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "nbs", env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "" and done.stderr == "", f"importing {module} prints {done.stdout + done.stderr}"
+def test_module_can_be_imported_alone(module, imported_alone):
+    "Quietly, without the development tools and without changing torch's settings."
+    code, said = imported_alone[module]
+    assert code == 0, f"importing {module} fails:\n{said}"
+    assert not said, f"importing {module} prints {said}"
+
+
+# ---- sizes that a reader can take in
+
+
+def bodies(module: str) -> Iterator[tuple[int, str]]:
+    "Lines of each function's body without its docstring, and the function's name."
+    for node in ast.walk(syntax(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            yield lines, f"{module}.{node.name} (line {node.lineno})"
+
+
+def code_of(path: Path) -> list[str]:
+    "The code cells of a notebook."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+def generated(module: str) -> set[int]:
+    "Numbers of the lines that nbdev makes as it likes: `__all__`."
+    tree = syntax(module)
+    names = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    return {line for n in names for line in range(n.lineno, n.end_lineno + 1)}
+
+
+def test_nine_functions_in_ten_are_short():
+    found = sorted((b for m in MODULES for b in bodies(m)), reverse=True)
+    limit = found[len(found) - 1 - int(0.9 * len(found))][0]
+    longest = ", ".join(f"{name} {n}" for n, name in found[: len(found) // 10] if n > 18)
+    assert limit <= 18, f"nine functions in ten have up to {limit} lines, 18 are the aim; longer: {longest}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_is_long(module):
+    "At most 60 lines without the docstring."
+    long = [f"{name}: {n} lines" for n, name in bodies(module) if n > 60]
+    assert not long, long
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_takes_many_arguments(module):
+    "At most eight: what travels together belongs into one object."
+    many = []
+    for node in ast.walk(syntax(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            n = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+            many += [f"{module}.{node.name} (line {node.lineno}): {n}"] if n > 8 else []
+    assert not many, many
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_fits_on_its_pages(module):
+    "At most 450 lines, none above 120 columns; nbdev's `__all__` alone may be wider."
+    lines = (ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 450, f"{module}.py has {len(lines)} lines: its notebook is two"
+    free = generated(module)
+    wide = [f"{module}.py:{n}: {len(s)}" for n, s in enumerate(lines, 1) if len(s) > COLUMNS and n not in free]
+    assert not wide, f"lines above {COLUMNS} columns (line 1 is the promise of the notebook): {wide}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NOTEBOOK_IDS)
+def test_notebook_fits_in_a_sitting(path):
+    "At most 600 lines of code, none above 120 columns."
+    cells = code_of(path)
+    lines = sum(len(cell.splitlines()) for cell in cells)
+    assert lines <= 600, f"{path.name} has {lines} lines of code: it is two notebooks"
+    wide = [f"{len(s)}: {s[:60]}…" for cell in cells for s in cell.splitlines() if len(s) > COLUMNS]
+    assert not wide, f"{path.name} has lines above {COLUMNS} columns: {wide}"
+
+
+def test_an_exported_cell_is_one_idea():
+    cells = [(c.count("\n") + 1, p.name) for p in NOTEBOOKS for c in code_of(p) if c.startswith("#| export")]
+    middle = statistics.median(n for n, _ in cells)
+    assert middle <= 25, f"half of the exported cells have more than {middle} lines; the longest: {max(cells)}"
 
 
 # ---- notebooks and what is made from them
