@@ -5,20 +5,24 @@
 # %% ../nbs/40_baselines.ipynb #3db9d1ad
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from .core import InputError, Step
-from .metrics import best_gaussian
+from .metrics import rmse
 from .mlem import mlem_steps, subset_count
 from .study import Study
-from .system import SystemMatrix
+from .system import Measurement
 
 # %% auto #0
-__all__ = ['TV_WEIGHTS', 'tv_gradient', 'mlem_tv_steps', 'Choice', 'best_stop', 'best_filter', 'best_tv']
+__all__ = ['SIGMAS', 'Choices', 'TV_WEIGHTS', 'tv_gradient', 'mlem_tv_steps', 'best_gaussian', 'stacked', 'Choice', 'best_stop',
+           'best_filter', 'best_tv']
 
 # %% ../nbs/40_baselines.ipynb #f329ec91
 def tv_gradient(
@@ -44,33 +48,64 @@ def tv_gradient(
 # %% ../nbs/40_baselines.ipynb #6fe9097b
 @torch.no_grad()
 def mlem_tv_steps(
-    system: SystemMatrix,
-    projections: Tensor,  # (view, row, column), counts; or a stack of acquisitions of one system
+    measurement: Measurement,  # of one acquisition, or of a stack
     weight: float | Tensor,  # w: β in units of each voxel's sensitivity, >= 0; one per acquisition of a stack
     n_iter: int = 25,  # passes over the data
     n_subsets: int = 4,
     smoothing: float = 0.02,  # ε, as a share of the first pass's 99.5th percentile
 ) -> Iterator[Step]:
-    "Ordered-subset one-step-late EM with 3-D total variation (Green 1990), one `Step` per pass; weight 0 is OSEM. Raises `InputError` on a negative weight."
-    weight = torch.as_tensor(weight, dtype=system.dtype, device=system.device)
-    if not (torch.isfinite(weight).all() and (weight >= 0).all()):
-        raise InputError(f"weight must be finite and >= 0, got {weight.tolist()}")
-    subsets = system.ordered_subsets(n_subsets)
-    strength = weight.reshape(-1, 1, 1, 1) if weight.ndim else weight
-    steps = mlem_steps(system, projections, 1, n_subsets=n_subsets)
-    x = next(steps).image
-    y = torch.as_tensor(projections, dtype=system.dtype, device=system.device)
-    seen = system.sensitivity > 0
+    """Ordered-subset one-step-late EM with 3-D total variation (Green 1990), one `Step` per pass; weight 0 is OSEM.
+
+    Raises `InputError` on a weight that is negative or not finite."""
+    w = torch.as_tensor(weight).to(measurement.counts)
+    if not (torch.isfinite(w).all() and (w >= 0).all()):
+        raise InputError(f"weight must be finite and >= 0, got {w.tolist()}")
+    strength = w.reshape(-1, 1, 1, 1) if w.ndim else w
+    parts = measurement.subsets(n_subsets)
+    x = next(mlem_steps(measurement, 1, n_subsets=n_subsets, likelihood=False)).image  # a gradient of the uniform start says nothing
+    seen = measurement.sensitivity > 0
     epsilon = smoothing * x[..., seen].quantile(0.995, dim=-1)[..., None, None, None]
-    for i in range(1, n_iter + 1):
-        if i > 1:  # the first pass is OSEM: a gradient of the uniform start says nothing
-            for views, part in subsets:
-                expected = part.forward(x)
-                ratio = torch.where(expected > 0, y[..., views, :, :] / expected.clamp_min(1e-30), 0)
-                s = part.sensitivity
-                penalised = s * (1 + strength * tv_gradient(x, epsilon)).clamp_min(0.1)
-                x = torch.where(s > 0, x * part.adjoint(ratio) / penalised.clamp_min(1e-30), x)
+    yield Step(1, n_iter, x, {})
+    for i in range(2, n_iter + 1):
+        for part in parts:
+            x = _one_step_late(x, part, strength, epsilon)
         yield Step(i, n_iter, x, {})
+
+
+def _one_step_late(x: Tensor, part: Measurement, strength: Tensor, epsilon: Tensor) -> Tensor:
+    "Green's update of an image by one subset of the views."
+    expected, s = part.expected(x), part.sensitivity
+    ratio = torch.where(expected > 0, part.counts / expected.clamp_min(1e-30), 0)
+    penalised = s * (1 + strength * tv_gradient(x, epsilon)).clamp_min(0.1)
+    return torch.where(s > 0, x * part.system.adjoint(ratio) / penalised.clamp_min(1e-30), x)
+
+# %% ../nbs/40_baselines.ipynb #efc82a88
+SIGMAS = (0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5)  # widths to try, voxels
+
+
+def best_gaussian(
+    image: Tensor,  # (z, y, x), photons per voxel
+    reference: Tensor,  # likewise
+    mask: Tensor | None = None,  # (z, y, x), true where voxels count; None: everywhere
+    sigmas_voxels: Sequence[float] = SIGMAS,  # 0 leaves the image alone
+) -> tuple[Tensor, float]:  # filtered image (z, y, x), photons per voxel, float32; its σ in voxels
+    """Oracle: the Gaussian filter with the least RMSE (highest PSNR) against the reference inside the mask.
+
+    Raises `InputError` as `psnr` does, and for widths that are negative or missing."""
+    if len(sigmas_voxels) == 0 or not all(math.isfinite(s) and s >= 0 for s in sigmas_voxels):
+        raise InputError(f"sigmas_voxels must be one or more widths >= 0, got {sigmas_voxels}")
+    array = torch.as_tensor(image).detach().cpu().double().numpy()
+    filtered = {float(s): gaussian_filter(array, s) if s > 0 else array for s in sigmas_voxels}
+    best = min(filtered, key=lambda s: rmse(filtered[s], reference, mask))
+    return torch.as_tensor(filtered[best], dtype=torch.float32), best
+
+# %% ../nbs/40_baselines.ipynb #bfa5af76
+def stacked(studies: Sequence[Study]) -> Measurement:
+    "Acquisitions of one system (doses of one patient, with the same views) as a stack; each keeps its background."
+    background = None
+    if any(s.background is not None for s in studies):
+        background = torch.stack([torch.zeros_like(s.projections) if (r := s.background) is None else r for s in studies])
+    return Measurement(studies[0].system(), torch.stack([s.projections for s in studies]), background)
 
 # %% ../nbs/40_baselines.ipynb #6c8ea346
 @dataclass(frozen=True)
@@ -80,6 +115,9 @@ class Choice:
     image: Tensor  # (z, y, x), full-dose photons
     picked: str  # e.g. "iteration 93"
 
+
+Choices = dict[tuple[int, str], Choice]  # by acquisition's place in the stack and by region
+
 # %% ../nbs/40_baselines.ipynb #ac9d7c98
 class _Oracle:
     "Keeps, for each acquisition in each region, the image nearest to the truth among all it is shown."
@@ -87,10 +125,10 @@ class _Oracle:
     def __init__(self, studies: Sequence[Study], masks: dict[str, Tensor]):
         self.studies = studies
         self.where = {name: torch.nonzero(mask.ravel()).ravel() for name, mask in masks.items()}
-        self.truth = {(i, name): s.truth.ravel()[at] for i, s in enumerate(studies) for name, at in self.where.items()}
+        self.truth = {(i, name): _truth(s).ravel()[at] for i, s in enumerate(studies) for name, at in self.where.items()}
         self.error = dict.fromkeys(self.truth, float("inf"))
         self.at: dict[tuple[int, str], int] = {}  # which showing was best
-        self.choice: dict[tuple[int, str], Choice] = {}
+        self.choice: Choices = {}
 
     def show(self, images: Tensor, index: int, picked: str) -> None:
         for i, (study, image) in enumerate(zip(self.studies, images, strict=True)):
@@ -100,17 +138,28 @@ class _Oracle:
                     self.error[i, name], self.at[i, name] = error, index
                     self.choice[i, name] = Choice(image / study.count_fraction, picked)
 
+
+def _truth(study: Study) -> Tensor:
+    "What an oracle must have."
+    if study.truth is None:
+        raise InputError("an oracle needs the truth, and this study has none")
+    return study.truth
+
 # %% ../nbs/40_baselines.ipynb #deeb0706
 def best_stop(
-    system: SystemMatrix, studies: Sequence[Study], masks: dict[str, Tensor], n_iter: int = 300, keep: int = 50
-) -> tuple[dict[tuple[int, str], Choice], Tensor]:
-    """Oracle among the first `n_iter` MLEM images of each acquisition of one system: {(acquisition, mask): choice}, and the stack of images after `keep` iterations.
+    measurement: Measurement,  # `stacked(studies)`
+    studies: Sequence[Study],
+    masks: dict[str, Tensor],
+    n_iter: int = 300,
+    keep: int = 50,
+) -> tuple[Choices, Tensor]:
+    """Oracle among the first `n_iter` MLEM images of each acquisition, and the stack of images after `keep` iterations.
 
     The error falls, then rises; the search ends when every acquisition is past three times its best iteration."""
     if not 1 <= keep <= n_iter:
         raise InputError(f"n_iter must be at least keep = {keep}, got {n_iter}")
     oracle = _Oracle(studies, masks)
-    for step in mlem_steps(system, torch.stack([s.projections for s in studies]), n_iter):
+    for step in mlem_steps(measurement, n_iter, likelihood=False):
         oracle.show(step.image, step.index, f"iteration {step.index}")
         if step.index == keep:
             kept = step.image
@@ -118,13 +167,13 @@ def best_stop(
             break
     return oracle.choice, kept
 
-
-def best_filter(images: Tensor, studies: Sequence[Study], masks: dict[str, Tensor]) -> dict[tuple[int, str], Choice]:
+# %% ../nbs/40_baselines.ipynb #4e860c6b
+def best_filter(images: Tensor, studies: Sequence[Study], masks: dict[str, Tensor]) -> Choices:
     "Oracle among Gaussian filters of each acquisition's image, photons of that acquisition."
-    chosen = {}
+    chosen: Choices = {}
     for i, (study, image) in enumerate(zip(studies, images, strict=True)):
         for name, mask in masks.items():
-            filtered, sigma = best_gaussian(image / study.count_fraction, study.truth, mask)
+            filtered, sigma = best_gaussian(image / study.count_fraction, _truth(study), mask)
             chosen[i, name] = Choice(filtered, f"σ = {sigma:g} voxels")
     return chosen
 
@@ -133,17 +182,16 @@ TV_WEIGHTS = (0.003, 0.01, 0.02, 0.05, 0.1)
 
 
 def best_tv(
-    system: SystemMatrix,
+    measurement: Measurement,  # `stacked(studies)`
     studies: Sequence[Study],
     masks: dict[str, Tensor],
     weights: Sequence[float] = TV_WEIGHTS,
     stops: Sequence[int] = (10, 20, 40),
-) -> dict[tuple[int, str], Choice]:
+) -> Choices:
     "Oracle among weights of 3-D total variation, stopped after any of `stops` passes of four subsets."
-    oracle, subsets = _Oracle(studies, masks), subset_count(system.proj_shape[0])
-    stack = torch.stack([s.projections for s in studies])
+    oracle, subsets = _Oracle(studies, masks), subset_count(measurement.system.proj_shape[0])
     for weight in weights:
-        for step in mlem_tv_steps(system, stack, weight, max(stops), subsets):
+        for step in mlem_tv_steps(measurement, weight, max(stops), subsets):
             if step.index in stops:
                 oracle.show(step.image, step.index, f"weight {weight:g}, {step.index} passes")
     return oracle.choice

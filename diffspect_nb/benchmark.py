@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,42 +19,122 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from .baselines import best_filter, best_stop, best_tv
-from .core import InputError
-from .geometry import field_of_view
-from .metrics import contrast_errors, defect_regions, score
+from .baselines import best_filter, best_stop, best_tv, stacked
+from .core import InputError, Step, last
+from .metrics import contrast_errors, defect_regions, masks_of, score
 from .mlem import mlem, osem
 from .prior import Prior
-from .reconstruction import reconstruct
-from .sampler import Guidance
+from .reconstruction import reconstruction_steps
+from .sampler import Weights
 from .study import Study, reduced
-from .system import SystemMatrix
 
 # %% auto #0
-__all__ = ['COUNTS', 'VIEWS', 'Method', 'CLASSICAL', 'guided', 'patient_rows', 'run_benchmark', 'read_rows', 'table_of',
-           'interval', 'paired', 'summary', 'differences', 'what_got_worse', 'plot_curves', 'plot_strip']
+__all__ = ['COUNTS', 'VIEWS', 'Method', 'LAST_CLASSICAL', 'CLASSICAL', 'FULL_DOSE', 'METRICS', 'Table', 'LABELS', 'guided',
+           'Patient', 'classical_rows', 'same_views', 'patient_blocks', 'patient_rows', 'run_benchmark', 'read_rows',
+           'table_of', 'interval', 'gains', 'paired', 'summary', 'differences', 'what_got_worse', 'plot_curves',
+           'plot_strip']
 
 # %% ../nbs/50_benchmark.ipynb #c6d115ac
 COUNTS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)  # doses, all views
 VIEWS = (1, 3, 5, 7, 9)  # central views, full dose
 
 # %% ../nbs/50_benchmark.ipynb #2a816c7c
-Method = Callable[[Study, SystemMatrix], Tensor]  # → image, (z, y, x), full-dose photons
+Method = Callable[[Study], Iterator[Step]]  # last image: (z, y, x), full-dose photons
 
 
-def guided(prior: Prior, guidance: Callable[[float], Guidance] | None = None) -> Method:
-    "Our method as the benchmark wants it, run where the prior is: `guidance` makes a `Guidance` from the count level; default: `default_guidance`."
-    there = lru_cache(maxsize=1)(lambda system: system.to(prior.device))  # one patient's matrix serves many settings
+def guided(prior: Prior, weights_for: Callable[[Study], Weights] | None = None) -> Method:
+    "Our method, run where the prior is; the weights decide the walk (default: `AnchoredWeights.for_study`)."
 
-    def method(study: Study, system: SystemMatrix) -> Tensor:
-        return reconstruct(
-            study, guidance and guidance(study.count_level), system=there(system), prior=prior
-        ).image.cpu()
+    def method(study: Study) -> Iterator[Step]:
+        weights = weights_for(study) if weights_for else None
+        yield from reconstruction_steps(study, weights, prior, measurement=study.measurement(prior.device))
 
     return method
 
 # %% ../nbs/50_benchmark.ipynb #4c524777
-def patient_rows(
+@dataclass(frozen=True, eq=False)
+class Patient:
+    "A full-dose study with truth, and all that images of it are compared with."
+
+    study: Study
+    name: str
+    masks: dict[str, Tensor]  # region → (z, y, x), bool
+    references: dict[str, Tensor]  # name → (z, y, x), full-dose photons
+    defects: list[tuple[Tensor, Tensor]]  # (defect, normal wall)
+    images: dict[tuple[str, str], Tensor] | None = None  # {(setting, method): image}, kept if a dictionary is given
+
+    @classmethod
+    def of(cls, study: Study, name: str, images: dict | None = None) -> Patient:
+        "Raises `InputError` on a study without truth."
+        if study.truth is None:
+            raise InputError(f"{name}: a benchmark needs the truth")
+        references = {"truth": study.truth, "full-dose MLEM-50": mlem(study.measurement(), 50)}
+        masks = dict(reversed(masks_of(study).items()))  # the heart first
+        return cls(study, name, masks, references, defect_regions(study), images)
+
+    def rows(
+        self,
+        setting: str,
+        acquired: Study,
+        method: str,
+        image: Tensor,  # (z, y, x), full-dose photons
+        seconds: float | None = None,
+        picked: str = "",  # what an oracle chose
+        mask: str | None = None,  # only in this region
+    ) -> list[dict]:
+        "One row per region and reference; none of an image against itself."
+        if self.images is not None:
+            self.images.setdefault((setting, method), image)  # the first region's
+        errors = contrast_errors(image, self.study, self.defects)
+        masks = self.masks if mask is None else {mask: self.masks[mask]}
+        about: dict[str, Any] = {"study": self.name, "setting": setting, "method": method, "picked": picked}
+        about |= {"counts": acquired.counts, "count_level": acquired.count_level}
+        found = []
+        for row in score(image, self.references, masks, method):
+            if method != row["reference"] and np.isfinite(row["psnr_db"]):
+                scores = {k: row[k] for k in ("reference", "mask", "psnr_db", "nrmse", "ssim")}
+                defect_error = float(np.mean(errors)) if errors else None
+                found.append(about | scores | {"defect_error": defect_error, "seconds": seconds})
+        return found
+
+# %% ../nbs/50_benchmark.ipynb #8664dbb6
+LAST_CLASSICAL = "best TV"  # its rows are there: so are those of all classical methods
+
+
+def classical_rows(patient: Patient, group: dict[str, Study], n_iter: int) -> Iterator[dict]:
+    "Rows of every classical method at settings that share their views: {setting: acquisition}."
+    studies, masks = list(group.values()), patient.masks
+    stack, started = stacked(studies), time.perf_counter()
+    stops, after50 = best_stop(stack, studies, masks, n_iter)
+    seconds = 50 * (time.perf_counter() - started) / n_iter / len(studies)
+    oracles = {"best stop": stops, "best Gaussian": best_filter(after50, studies, masks)}
+    quick, oracles[LAST_CLASSICAL] = osem(stack, 5), best_tv(stack, studies, masks)
+    full = patient.references["full-dose MLEM-50"]
+    for i, (setting, study) in enumerate(group.items()):
+        fixed = {"full-dose MLEM-50": full, "MLEM-50": after50[i] / study.count_fraction}
+        for mask in masks:
+            for method, image in fixed.items():
+                yield from patient.rows(setting, study, method, image, seconds, mask=mask)
+            yield from patient.rows(setting, study, "OSEM, 5 × 4", quick[i] / study.count_fraction, mask=mask)
+            chosen = {method: choices[i, mask] for method, choices in oracles.items()}
+            if setting == "counts 1.0":
+                chosen["full-dose best stop"] = stops[i, mask]
+            for method, choice in chosen.items():
+                yield from patient.rows(setting, study, method, choice.image, None, choice.picked, mask)
+    if (whole := group.get("counts 1.0")) is not None:
+        yield from patient.rows("counts 1.0", whole, "full-dose MLEM-100", mlem(whole.measurement(), 100))
+
+# %% ../nbs/50_benchmark.ipynb #ad4e6973
+def same_views(study: Study, settings: Sequence[str]) -> list[dict[str, Study]]:
+    "The study at each setting, grouped by the views that are left: {setting: acquisition}."
+    groups: dict[tuple[int, ...], dict[str, Study]] = {}
+    for setting in settings:
+        acquired = reduced(study, setting, study.meta.get("seed", 0))
+        groups.setdefault(tuple(acquired.views or ()), {})[setting] = acquired
+    return list(groups.values())
+
+
+def patient_blocks(
     study: Study,  # at full dose, with truth
     name: str,
     settings: Sequence[str],
@@ -61,81 +143,32 @@ def patient_rows(
     n_iter: int = 300,  # MLEM images the oracle may choose from
     keep_images: dict | None = None,  # filled with {(setting, method): image} if given
     classical: bool = True,
-) -> Iterator[dict]:
-    """Rows of one patient: every method at every setting, in every region, against the truth and against the full-dose MLEM-50 image.
+) -> Iterator[list[dict]]:
+    """Rows of one patient, in blocks that are complete: every method at every setting, in every region.
 
-    Raises `InputError` if the study has a background: the classical rivals do not model one."""
-    if study.background is not None:
-        raise InputError(f"{name}: the benchmark compares studies without a background")
-    masks = {"field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
-    if study.heart is not None:
-        masks = {"heart": study.heart} | masks
-    defects = defect_regions(study)
-    everything = study.system()
-    full = mlem(everything, study.projections, 50)
-    references = {"truth": study.truth, "full-dose MLEM-50": full}
-
-    def rows(
-        setting: str, acquired: Study, method: str, mask: str, image: Tensor, seconds: float | None, picked: str = ""
-    ) -> Iterator[dict]:
-        if keep_images is not None and mask == next(iter(masks)):
-            keep_images[setting, method] = image
-        errors = contrast_errors(image, study, defects)
-        for row in score(image, references, {mask: masks[mask]}, method):
-            if row["image"] != row["reference"] and np.isfinite(row["psnr_db"]):
-                yield {
-                    "study": name,
-                    "setting": setting,
-                    "method": method,
-                    "picked": picked,
-                    "counts": acquired.counts,
-                    "count_level": acquired.count_level,
-                    "reference": row["reference"],
-                    "mask": mask,
-                    "psnr_db": row["psnr_db"],
-                    "nrmse": row["nrmse"],
-                    "ssim": row["ssim"],
-                    "defect_error": float(np.mean(errors)) if errors else None,
-                    "seconds": seconds,
-                }
-
-    groups: dict[tuple[int, ...], list[tuple[str, Study]]] = {}
-    for setting in settings:
-        acquired = reduced(study, setting, study.meta.get("seed", 0))
-        groups.setdefault(acquired.views, []).append((setting, acquired))
-    for views, group in groups.items():
-        system = everything if views == study.views else everything.keep_views([study.views.index(v) for v in views])
-        open_group = [(setting, s) for setting, s in group if not done(setting, "best TV")]
-        if classical and open_group:
-            stack = [s for _, s in open_group]
-            started = time.perf_counter()
-            stops, after50 = best_stop(system, stack, masks, n_iter)
-            seconds_per_update = (time.perf_counter() - started) / n_iter / len(stack)
-            filters = best_filter(after50, stack, masks)
-            quick = osem(system, torch.stack([s.projections for s in stack]), 5)
-            tvs = best_tv(system, stack, masks)
-            for i, (setting, s) in enumerate(open_group):
-                for mask in masks:
-                    yield from rows(setting, s, "full-dose MLEM-50", mask, full, 50 * seconds_per_update)
-                    yield from rows(setting, s, "MLEM-50", mask, after50[i] / s.count_fraction, 50 * seconds_per_update)
-                    yield from rows(setting, s, "OSEM, 5 × 4", mask, quick[i] / s.count_fraction, None)
-                    for method, found in (("best stop", stops), ("best Gaussian", filters), ("best TV", tvs)):
-                        yield from rows(setting, s, method, mask, found[i, mask].image, None, found[i, mask].picked)
-                    if setting == "counts 1.0":
-                        long = stops[i, mask]
-                        yield from rows(setting, s, "full-dose best stop", mask, long.image, None, long.picked)
-            if "counts 1.0" in dict(open_group):
-                image = mlem(system, study.projections, 100)
-                for mask in masks:
-                    yield from rows("counts 1.0", study, "full-dose MLEM-100", mask, image, None)
-        for setting, s in group:
+    They compare with the truth and with the full-dose MLEM-50 image. Raises `InputError` without a truth."""
+    patient = Patient.of(study, name, keep_images)
+    for group in same_views(study, settings):
+        missing = {setting: s for setting, s in group.items() if not done(setting, LAST_CLASSICAL)}
+        if classical and missing:
+            yield list(classical_rows(patient, missing, n_iter))
+        for setting, acquired in group.items():
             for method, run in methods.items():
                 if not done(setting, method):
                     started = time.perf_counter()
-                    image = run(s, system)
-                    seconds = time.perf_counter() - started
-                    for mask in masks:
-                        yield from rows(setting, s, method, mask, image, seconds)
+                    image = last(run(acquired)).image.cpu()
+                    yield patient.rows(setting, acquired, method, image, time.perf_counter() - started)
+
+
+def patient_rows(
+    study: Study,
+    name: str,
+    settings: Sequence[str],
+    methods: dict[str, Method],
+    **options: Any,  # of `patient_blocks`
+) -> Iterator[dict]:
+    "The rows of `patient_blocks` one by one."
+    return chain.from_iterable(patient_blocks(study, name, settings, methods, **options))
 
 # %% ../nbs/50_benchmark.ipynb #dda4285f
 def run_benchmark(
@@ -143,39 +176,30 @@ def run_benchmark(
     studies: dict[str, Callable[[], Study]],  # name → how to make it
     settings: Sequence[str],
     methods: dict[str, Method],
-    **options,  # of `patient_rows`
+    **options: Any,  # of `patient_blocks`
 ) -> Iterator[dict]:
-    "Run what is missing, append each row to the file, and yield it."
+    "Run what is missing, append it to the file block by block, and yield each row."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     there = {(r["study"], r["setting"], r["method"]) for r in read_rows(path)} if path.exists() else set()
+    every = [*methods, LAST_CLASSICAL] if options.get("classical", True) else list(methods)
     for name, make in studies.items():
-        wanted = {
-            (name, s, m) for s in settings for m in (*methods, *(["best TV"] if options.get("classical", True) else []))
-        }
-        if wanted <= there:
+        if all((name, s, m) in there for s in settings for m in every):
             continue
-        waiting: list[dict] = []
-        for row in patient_rows(make(), name, settings, methods, lambda s, m, n=name: (n, s, m) in there, **options):
-            if (
-                waiting
-                and (row["setting"], row["method"]) != (waiting[-1]["setting"], waiting[-1]["method"])
-                and row["method"] in methods
-            ):
-                _append(path, waiting)
-                waiting = []
-            waiting.append(row)
-            yield row
-        _append(path, waiting)
+
+        def done(setting: str, method: str, name: str = name) -> bool:
+            return (name, setting, method) in there
+
+        for rows in patient_blocks(make(), name, settings, methods, done, **options):
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            yield from rows
 
 # %% ../nbs/50_benchmark.ipynb #cb431b4a
-def _append(path: Path, rows: list[dict]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def read_rows(path: str | Path) -> list[dict]:
-    "The rows of a benchmark file; a last line cut short by an interruption is ignored. Raises `InputError` if there is no such file."
+    """The rows of a benchmark file; a last line cut short by an interruption is ignored.
+
+    Raises `InputError` if there is no such file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such benchmark file")
@@ -188,206 +212,181 @@ def read_rows(path: str | Path) -> list[dict]:
     return rows
 
 # %% ../nbs/50_benchmark.ipynb #1b266d67
-CLASSICAL = ("MLEM-50", "OSEM, 5 × 4", "best stop", "best Gaussian", "best TV")
+CLASSICAL = ("MLEM-50", "OSEM, 5 × 4", "best stop", "best Gaussian", LAST_CLASSICAL)
+FULL_DOSE = ("full-dose MLEM-50", "full-dose MLEM-100", "full-dose best stop")
+METRICS = {"psnr_db": 1, "nrmse": -1, "ssim": 1, "defect_error": -1}  # 1: more is better
+
+Table = dict[tuple[str, str], dict[str, float]]  # {(setting, method): {study: value}}
 
 
 def table_of(
     rows: Sequence[dict], key: str = "psnr_db", mask: str = "heart", reference: str = "truth"
-) -> dict[tuple[str, str], dict[str, float]]:
-    "{(setting, method): {study: value}}, with `best classical` and, at every setting, the full-dose images added."
-    found: dict[tuple[str, str], dict[str, float]] = {}
+) -> Table:
+    "One metric in one region, with `best classical` and, at every setting, the full-dose images added."
+    found: Table = {}
     for row in rows:
         if row["mask"] == mask and row["reference"] == reference and row[key] is not None:
             found.setdefault((row["setting"], row["method"]), {})[row["study"]] = row[key]
-    better = min if key in ("nrmse", "defect_error") else max
-    for setting in dict.fromkeys(s for s, _ in found):
+    better = max if METRICS[key] > 0 else min
+    for setting in _settings_in(found):
         rivals = [found[setting, m] for m in CLASSICAL if (setting, m) in found]
         if rivals:
-            found[setting, "best classical"] = {
-                study: better(r[study] for r in rivals if study in r) for study in rivals[0]
-            }
-        for method in ("full-dose MLEM-100", "full-dose best stop"):
+            best = {study: better(r[study] for r in rivals if study in r) for study in rivals[0]}
+            found[setting, "best classical"] = best
+        for method in FULL_DOSE[1:]:
             if ("counts 1.0", method) in found:
                 found[setting, method] = found["counts 1.0", method]
     return found
 
+
+def _settings_in(found: Table) -> list[str]:
+    "In the order of the rows."
+    return list(dict.fromkeys(setting for setting, _ in found))
+
 # %% ../nbs/50_benchmark.ipynb #77ba17b8
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    "Mean and 95 % bootstrap interval (bias-corrected and accelerated); of one value, that value."
-    values = np.asarray(values, float)
-    mean = float(values.mean())
-    if len(values) < 3 or np.ptp(values) == 0:
-        return mean, float(values.min()), float(values.max())
-    found = bootstrap((values,), np.mean, n_resamples=4000, rng=np.random.default_rng(seed)).confidence_interval
+    "Mean and 95 % bootstrap interval (bias-corrected and accelerated); of fewer than three values, their range."
+    x = np.asarray(values, float)
+    mean = float(x.mean())
+    if len(x) < 3 or np.ptp(x) == 0:
+        return mean, float(x.min()), float(x.max())
+    found = bootstrap((x,), np.mean, n_resamples=4000, rng=np.random.default_rng(seed)).confidence_interval
     return mean, float(found.low), float(found.high)
 
 
-def paired(
-    rows: Sequence[dict], method: str, rival: str, setting: str, rival_setting: str | None = None, **which
-) -> tuple[float, float, float]:
-    "Mean paired difference method − rival over the studies that have both, with its 95 % interval; options as for `table_of`."
+def gains(
+    rows: Sequence[dict], method: str, rival: str, setting: str, rival_setting: str | None = None, **which: str
+) -> list[float]:
+    "Paired differences method − rival, one per study that has both; options as for `table_of`."
     found = table_of(rows, **which)
     a, b = found.get((setting, method), {}), found.get((rival_setting or setting, rival), {})
-    both = [s for s in a if s in b]
-    if not both:
+    if not (both := [a[s] - b[s] for s in a if s in b]):
         raise InputError(f"no study has both {method!r} and {rival!r} at {setting!r}")
-    return interval([a[s] - b[s] for s in both])
+    return both
+
+
+def paired(
+    rows: Sequence[dict], method: str, rival: str, setting: str, rival_setting: str | None = None, **which: str
+) -> tuple[float, float, float]:
+    "Mean paired difference method − rival with its 95 % interval, as for `gains`."
+    return interval(gains(rows, method, rival, setting, rival_setting, **which))
 
 # %% ../nbs/50_benchmark.ipynb #ac8e13e1
 def summary(rows: Sequence[dict]) -> list[dict]:
-    "One row per setting, method, mask and reference: number of studies, then mean, low and high of each metric, and the median of the seconds."
+    """One row per setting, method, mask and reference: mean, low and high of each metric, median of the seconds.
+
+    `studies` counts all, `studies_with_defect` those behind the mean of the defect's error."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["setting"], row["method"], row["mask"], row["reference"]), []).append(row)
     out = []
-    for (setting, method, mask, reference), group in groups.items():
-        line = {"setting": setting, "method": method, "mask": mask, "reference": reference, "studies": len(group)}
-        for key in ("psnr_db", "nrmse", "ssim", "defect_error"):
+    for which, group in groups.items():
+        line: dict[str, Any] = dict(zip(("setting", "method", "mask", "reference"), which, strict=True))
+        line["studies"] = len(group)
+        for key in METRICS:
             values = [r[key] for r in group if r[key] is not None]
-            line |= dict(
-                zip((key, f"{key}_low", f"{key}_high"), interval(values) if values else (None,) * 3, strict=True)
-            )
+            three = interval(values) if values else (None,) * 3
+            line |= dict(zip((key, f"{key}_low", f"{key}_high"), three, strict=True))
+        line["studies_with_defect"] = len(values)
         seconds = [r["seconds"] for r in group if r["seconds"] is not None]
         out.append(line | {"seconds": float(np.median(seconds)) if seconds else None})
     return out
 
 # %% ../nbs/50_benchmark.ipynb #b50989e4
 def differences(rows: Sequence[dict], method: str) -> list[dict]:
-    "Paired differences of `method` to every rival at every setting, in every mask, against the truth: what the claims rest on."
+    "Paired differences of `method` to every rival at every setting, by every metric in every mask, against the truth."
     out = []
     for mask in dict.fromkeys(r["mask"] for r in rows):
-        for key in ("psnr_db", "nrmse", "ssim", "defect_error"):
+        for key, sign in METRICS.items():
             found = table_of(rows, key, mask)
-            for setting in dict.fromkeys(s for s, _ in found if (s, method) in found):
-                for rival in (
-                    "best classical",
-                    *CLASSICAL,
-                    "full-dose MLEM-50",
-                    "full-dose MLEM-100",
-                    "full-dose best stop",
-                ):
+            for setting in (s for s in _settings_in(found) if (s, method) in found):
+                for rival in ("best classical", *CLASSICAL, *FULL_DOSE):
                     a, b = found[setting, method], found.get((setting, rival), {})
-                    both = [a[s] - b[s] for s in a if s in b]
-                    if both:
-                        mean, low, high = interval(both)
-                        sign = -1 if key in ("nrmse", "defect_error") else 1
-                        worse = sum(sign * d < 0 for d in both)
-                        out.append(
-                            {
-                                "mask": mask,
-                                "metric": key,
-                                "setting": setting,
-                                "method": method,
-                                "rival": rival,
-                                "studies": len(both),
-                                "difference": mean,
-                                "low": low,
-                                "high": high,
-                                "studies_worse": worse,
-                            }
-                        )
+                    if both := [a[s] - b[s] for s in a if s in b]:
+                        line = {"mask": mask, "metric": key, "setting": setting, "method": method, "rival": rival}
+                        line |= {"studies": len(both)}
+                        line |= dict(zip(("difference", "low", "high"), interval(both), strict=True))
+                        out.append(line | {"studies_worse": sum(sign * d < 0 for d in both)})
     return out
 
 # %% ../nbs/50_benchmark.ipynb #9243128a
 def what_got_worse(rows: Sequence[dict], method: str, rivals: Sequence[str] = ("best classical",)) -> list[dict]:
-    "Every study, setting, mask and metric in which the method is behind one of the rivals on the same data, worst first within each metric."
+    """Where the method is behind a rival on the same data: every study, setting, mask and metric.
+
+    Worst first within each metric."""
     out = []
     for mask in dict.fromkeys(r["mask"] for r in rows):
-        for key in ("psnr_db", "nrmse", "ssim", "defect_error"):
-            sign = -1 if key in ("nrmse", "defect_error") else 1
+        for key, sign in METRICS.items():
             found = table_of(rows, key, mask)
-            for (setting, name), values in found.items():
+            for setting in (s for s, name in found if name == method):
                 for rival in rivals:
-                    if name == method:
-                        for study, value in values.items():
-                            other = found.get((setting, rival), {}).get(study)
-                            if other is not None and sign * (value - other) < 0:
-                                out.append(
-                                    {
-                                        "metric": key,
-                                        "mask": mask,
-                                        "setting": setting,
-                                        "study": study,
-                                        "rival": rival,
-                                        "ours": value,
-                                        "theirs": other,
-                                        "loss": sign * (other - value),
-                                    }
-                                )
+                    theirs = found.get((setting, rival), {})
+                    for study, value in found[setting, method].items():
+                        if study in theirs and (loss := sign * (theirs[study] - value)) > 0:
+                            line = {"metric": key, "mask": mask, "setting": setting, "study": study, "rival": rival}
+                            out.append(line | {"ours": value, "theirs": theirs[study], "loss": loss})
     return sorted(out, key=lambda r: (r["metric"], -r["loss"]))
 
 # %% ../nbs/50_benchmark.ipynb #ed0dd4c4
+LABELS = {
+    "psnr_db": "PSNR against the truth (dB)",
+    "nrmse": "NRMSE against the truth",
+    "ssim": "SSIM against the truth",
+    "defect_error": "error of defect contrast",
+}
+
+
 def plot_curves(rows: Sequence[dict], methods: Sequence[str], key: str = "psnr_db", mask: str = "heart") -> plt.Figure:
     "Mean and 95 % interval over dose and over views; full-dose images as lines across."
     found = table_of(rows, key, mask)
-    kinds = [kind for kind in ("counts", "views") if any(s.startswith(kind) for s, _ in found)]
-    fig, axes = plt.subplots(
-        1,
-        max(len(kinds), 1),
-        figsize=(4.75 * max(len(kinds), 1), 3.6),
-        sharey=True,
-        squeeze=False,
-        constrained_layout=True,
-    )
-    label = {
-        "psnr_db": "PSNR against the truth (dB)",
-        "nrmse": "NRMSE against the truth",
-        "ssim": "SSIM against the truth",
-        "defect_error": "error of defect contrast",
-    }[key]
+    kinds = [kind for kind in ("counts", "views") if any(s.startswith(kind) for s in _settings_in(found))]
+    n = max(len(kinds), 1)
+    fig, axes = plt.subplots(1, n, figsize=(4.75 * n, 3.6), sharey=True, squeeze=False, constrained_layout=True)
     for ax, kind in zip(axes.flat, kinds, strict=False):
-        settings = sorted(
-            (s for s in dict.fromkeys(s for s, _ in found) if s.startswith(kind)), key=lambda s: float(s.split()[1])
-        )
-        x = [float(s.split()[1]) * (100 if kind == "counts" else 1) for s in settings]
-        for i, method in enumerate(methods):
-            have = [
-                (a, interval(list(found[s, method].values())))
-                for a, s in zip(x, settings, strict=True)
-                if (s, method) in found
-            ]
-            if have:
-                at, values = zip(*have, strict=True)
-                mean, low, high = np.array(values).T
-                ax.plot(at, mean, "o-" if i == 0 else ".-", color=f"C{i}", lw=2.2 if i == 0 else 1.2, label=method)
-                ax.fill_between(at, low, high, color=f"C{i}", alpha=0.12, lw=0)
-        for style, method in (("--", "full-dose MLEM-50"), (":", "full-dose best stop")):
-            if (settings[0], method) in found:
-                ax.axhline(
-                    np.mean(list(found[settings[0], method].values())), color="0.4", ls=style, lw=1, label=method
-                )
-        ax.set_xlabel("counts kept (%), 19 views" if kind == "counts" else "central views, full dose")
-        ax.grid(alpha=0.3)
-        if kind == "counts":
-            ax.set_xscale("log")
-            ax.set_xticks(x, [f"{v:g}" for v in x])
-            ax.minorticks_off()
-        else:
-            ax.set_xticks(x)
-    axes[0, 0].set_ylabel(label)
+        _draw_curves(ax, found, methods, kind)
+    axes[0, 0].set_ylabel(LABELS[key])
     if kinds:
         axes[0, -1].legend(fontsize=7)
-    n = max((len(v) for v in found.values()), default=0)
-    fig.suptitle(f"{mask}, {n} studies, bands: 95 % bootstrap intervals", size=9)
+    studies = max((len(v) for v in found.values()), default=0)
+    fig.suptitle(f"{mask}, {studies} studies, bands: 95 % bootstrap intervals", size=9)
     return fig
+
+
+def _draw_curves(ax: plt.Axes, found: Table, methods: Sequence[str], kind: str) -> None:
+    "One panel: the settings of a kind, `counts` or `views`, along x."
+    at = {s: float(s.split()[1]) * (100 if kind == "counts" else 1) for s in _settings_in(found) if s.startswith(kind)}
+    settings = sorted(at, key=lambda s: at[s])
+    for i, method in enumerate(methods):
+        have = [s for s in settings if (s, method) in found]
+        if have:
+            mean, low, high = np.array([interval(list(found[s, method].values())) for s in have]).T
+            x, width = [at[s] for s in have], 2.2 if i == 0 else 1.2
+            ax.plot(x, mean, "o-" if i == 0 else ".-", color=f"C{i}", lw=width, label=method)
+            ax.fill_between(x, low, high, color=f"C{i}", alpha=0.12, lw=0)
+    for style, method in (("--", "full-dose MLEM-50"), (":", "full-dose best stop")):
+        if (settings[0], method) in found:
+            height = float(np.mean(list(found[settings[0], method].values())))
+            ax.axhline(height, color="0.4", ls=style, lw=1, label=method)
+    ax.set_xlabel("counts kept (%), 19 views" if kind == "counts" else "central views, full dose")
+    ax.grid(alpha=0.3)
+    if kind == "counts":
+        ax.set_xscale("log")
+    ax.set_xticks([at[s] for s in settings], [f"{at[s]:g}" for s in settings])
+    ax.minorticks_off()
 
 # %% ../nbs/50_benchmark.ipynb #8a95fafd
 def plot_strip(study: Study, images: dict[tuple[str, str], Tensor], setting: str, methods: Sequence[str]) -> plt.Figure:
     "One transverse and one coronal slice through the heart: truth and every method, one colour scale."
-    where = (
-        torch.nonzero(study.heart if study.heart is not None else study.truth > study.truth.quantile(0.99))
-        .float()
-        .mean(0)
-        .round()
-        .int()
-        .tolist()
-    )
+    if study.truth is None:
+        raise InputError("a strip needs the truth")
+    bright = study.truth > study.truth.quantile(0.99) if study.heart is None else study.heart
+    z, y, _ = torch.nonzero(bright).float().mean(0).round().int().tolist()
+    top = float(study.truth.max() if study.heart is None else study.truth[study.heart].quantile(0.999))
     shown = {"truth": study.truth} | {m: images[setting, m] for m in methods if (setting, m) in images}
-    top = float(study.truth[study.heart].quantile(0.999)) if study.heart is not None else float(study.truth.max())
     fig, axes = plt.subplots(2, len(shown), figsize=(1.75 * len(shown), 3.5), constrained_layout=True)
     for (name, image), column in zip(shown.items(), axes.T, strict=True):
-        drawn = column[0].imshow(image[where[0]].numpy(), vmin=0, vmax=top, cmap="inferno")
-        column[1].imshow(image[:, where[1]].numpy(), vmin=0, vmax=top, cmap="inferno", origin="lower")
+        drawn = column[0].imshow(image[z].numpy(), vmin=0, vmax=top, cmap="inferno")
+        column[1].imshow(image[:, y].numpy(), vmin=0, vmax=top, cmap="inferno", origin="lower")
         column[0].set_title(name, size=7)
         for ax in column:
             ax.set(xticks=[], yticks=[])

@@ -10,35 +10,38 @@ import html
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import ipywidgets as w
-import matplotlib
+import matplotlib.image
 import numpy as np
 
 from .core import InputError, ScaledMap, Step
-from .viewer import VolumeViewer
+from .sampler import Setting
+from .viewer import VolumeViewer, with_picture
 
 # %% auto #0
-__all__ = ['R', 'StreamView', 'curve_svg', 'map_html', 'Knob', 'Dashboard']
+__all__ = ['R', 'StreamView', 'curve_svg', 'map_html', 'heading', 'buttons', 'Knob', 'title_of', 'slider_of', 'describe_knob',
+           'Dashboard']
 
 # %% ../nbs/61_board.ipynb #66de0206
 R = TypeVar("R")
 
 
+def _unheard(state: str, request: Any, detail: object) -> None:
+    "Nobody is told."
+
+
 class StreamView(Generic[R]):
-    "Drives an iterator of steps per request in a worker thread, newest request first. All calls return at once, save `wait`."
+    "Drives an iterator of steps per request in a worker thread, newest first. All calls return at once, save `wait`."
 
     def __init__(
         self,
-        make_steps: Callable[
-            [R], Iterator[Step]
-        ],  # called in the worker; closed between two steps when it is no longer wanted
+        make_steps: Callable[[R], Iterator[Step]],  # called in the worker; closed between steps when no longer wanted
         draw: Callable[[R, Step], None],  # called in the worker after each step that is still wanted
-        changed: Callable[[str, R, object], None] = lambda state, request, detail: (
-            None
-        ),  # running | paused | finished (detail: the generator's return value) | cancelled | replaced | failed (detail: the exception)
+        changed: Callable[[str, R, object], None] = _unheard,  # running, paused, cancelled, replaced …
+        # … finished (detail: the generator's return value) or failed (detail: the exception)
         debounce_s: float = 0.1,
     ):
         self._make_steps, self._draw, self._changed, self.debounce_s = make_steps, draw, changed, debounce_s
@@ -88,25 +91,27 @@ class StreamView(Generic[R]):
         self.state = state
         self._changed(state, request, detail)
 
-    def _wanted(self) -> str:
-        "'' while the run may go on, else why not. Waits here while it is paused."
+    def _unwanted(self) -> str:
+        "Why the run must end: replaced or cancelled; '' while it may go on."
         with self._condition:
             return "replaced" if self._next else "cancelled" if self._stop or self._closed else ""
 
+    def _taken(self) -> tuple[R] | None:
+        "The newest request, once no newer one has come for a moment; None if the worker shall end."
+        with self._condition:
+            while not self._closed and (self._next is None or time.monotonic() < self._next[1]):
+                self._condition.wait(None if self._next is None else max(0.0, self._next[1] - time.monotonic()))
+            if self._closed or self._next is None:
+                return None
+            request, self._next, self._stop, self._busy = self._next[0], None, False, True
+            return (request,)
+
     def _work(self) -> None:
-        while True:
-            with self._condition:
-                while not self._closed and (self._next is None or time.monotonic() < self._next[1]):
-                    self._condition.wait(None if self._next is None else max(0.0, self._next[1] - time.monotonic()))
-                if self._closed:
-                    return
-                request, self._next, self._stop, self._busy = self._next[0], None, False, True
+        while taken := self._taken():
             try:
-                self._run(request)
-            except (
-                Exception
-            ) as e:  # whatever went wrong belongs on the screen, and the next request must find a living worker
-                self._say("failed", request, e)
+                self._run(taken[0])
+            except Exception as e:  # it belongs on the screen, and the next request must find a living worker
+                self._say("failed", taken[0], e)
             with self._condition:
                 self._busy = self._hold = False
                 self._condition.notify_all()
@@ -115,47 +120,70 @@ class StreamView(Generic[R]):
         self._say("running", request)
         steps = iter(self._make_steps(request))
         try:
-            while not (why := self._wanted()):
+            while not (why := self._unwanted()):
                 if self._hold:
-                    self._say("paused", request)
-                    with self._condition:
-                        self._condition.wait_for(lambda: not self._hold or self._next or self._stop)
-                    self._say("running", request)
+                    self._rest(request)
                     continue
                 try:
                     step = next(steps)
                 except StopIteration as end:
                     return self._say("finished", request, end.value)
-                if not (why := self._wanted()):
+                if not (why := self._unwanted()):
                     self._draw(request, step)
             self._say(why, request)
         finally:
             if close := getattr(steps, "close", None):
                 close()
 
+    def _rest(self, request: R) -> None:
+        "Wait until it may go on or must end."
+        self._say("paused", request)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._hold or self._next or self._stop)
+        self._say("running", request)
+
 # %% ../nbs/61_board.ipynb #5c4ae160
+_COLORS = ("#0072b2", "#d55e00", "#009e73")
+
+
+def _number(v: float) -> str:
+    return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
+
+
 def curve_svg(
     values: dict[str, list[float]],  # name → value per step; all of one unit
     title: str,
     total: int,  # steps planned: the width of the axis
 ) -> str:
     "A small line chart as SVG text; empty if there is nothing to draw yet."
-    colors, points = ("#0072b2", "#d55e00", "#009e73"), [v for line in values.values() for v in line if np.isfinite(v)]
+    points = [v for line in values.values() for v in line if np.isfinite(v)]
     if not points:
         return ""
     low, high = min(points), max(points)
     span = (high - low) or abs(high) or 1.0
-    px = lambda k: 52 + 258 * k / max(total - 1, 1)
-    py = lambda v: 78 - 58 * (v - low) / span
-    number = lambda v: f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
-    lines = "".join(
-        f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{" ".join(f"{px(k):.1f},{py(v):.1f}" for k, v in enumerate(line) if np.isfinite(v))}"/>'
-        for line, color in zip(values.values(), colors, strict=False)
-        if line
+
+    def place(k: int, v: float) -> str:
+        return f"{52 + 258 * k / max(total - 1, 1):.1f},{78 - 58 * (v - low) / span:.1f}"
+
+    drawn = ""
+    for line, color in zip(values.values(), _COLORS, strict=False):
+        path = " ".join(place(k, v) for k, v in enumerate(line) if np.isfinite(v))
+        drawn += f'<polyline fill="none" stroke="{color}" stroke-width="1.8" points="{path}"/>' if line else ""
+    last = ", ".join(f"{name} {_number(line[-1])}".strip() for name, line in values.items() if line)
+    return _chart(html.escape(title), html.escape(last), (_number(low), _number(high)), total, drawn)
+
+# %% ../nbs/61_board.ipynb #b400d31e
+def _chart(title: str, last: str, limits: tuple[str, str], total: int, lines: str) -> str:
+    "The frame of a chart: title with the newest values, both axes, what is drawn."
+    low, high = limits
+    style = "width:100%;max-width:420px;font:10px system-ui,sans-serif;fill:currentColor"
+    return (
+        f'<svg viewBox="0 0 320 98" role="img" aria-label="{title}" style="{style}">'
+        f'<text x="52" y="12">{title}: {last}</text>'
+        '<path d="M52 18V82H310" fill="none" stroke="currentColor" opacity=".4"/>'
+        f'<text x="48" y="24" text-anchor="end">{high}</text><text x="48" y="80" text-anchor="end">{low}</text>'
+        f'<text x="52" y="93">1</text><text x="310" y="93" text-anchor="end">step {total}</text>{lines}</svg>'
     )
-    last = ", ".join(f"{html.escape(name)} {number(line[-1])}".strip() for name, line in values.items() if line)
-    ticks = f'<text x="48" y="24" text-anchor="end">{number(high)}</text><text x="48" y="80" text-anchor="end">{number(low)}</text><text x="52" y="93">1</text><text x="310" y="93" text-anchor="end">step {total}</text>'
-    return f'<svg viewBox="0 0 320 98" role="img" aria-label="{html.escape(title)}" style="width:100%;max-width:420px;font:10px system-ui,sans-serif;fill:currentColor"><text x="52" y="12">{html.escape(title)}: {last}</text><path d="M52 18V82H310" fill="none" stroke="currentColor" opacity=".4"/>{ticks}{lines}</svg>'
 
 # %% ../nbs/61_board.ipynb #303f36a6
 def map_html(
@@ -163,18 +191,17 @@ def map_html(
     title: str,
     center: tuple[int, int, int],  # voxel (z, y, x) the planes pass through
 ) -> str:
-    "Transverse, coronal and sagittal plane of a map side by side, as HTML with its scale in words; places that no view sees stay empty."
+    "Three planes of a map side by side, as HTML with its scale in words; places that no view sees stay empty."
     k, j, i = center
-    volume = shown.volume.detach().cpu().numpy()
-    colored = lambda plane: matplotlib.colormaps[shown.cmap](np.ma.masked_equal(plane, 0) / shown.vmax)
-    pictures = []
+    volume, pictures = shown.volume.detach().cpu().numpy(), ""
+    colors = matplotlib.colormaps[shown.cmap]
     for name, plane in {"transverse": volume[k], "coronal": volume[::-1, j], "sagittal": volume[::-1, :, i]}.items():
         png = io.BytesIO()
-        matplotlib.image.imsave(png, colored(plane), format="png")
-        pictures.append(
-            f'<img alt="{html.escape(title)}: {name}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
-        )
-    return f'<figure class="dsd-map"><figcaption>{html.escape(title)} ({html.escape(shown.unit)}; 0 … {shown.vmax:g})</figcaption>{"".join(pictures)}</figure>'
+        matplotlib.image.imsave(png, colors(np.ma.masked_equal(plane, 0) / shown.vmax), format="png")
+        data = base64.b64encode(png.getvalue()).decode()
+        pictures += f'<img alt="{html.escape(title)}: {name}" src="data:image/png;base64,{data}">'
+    caption = f"{html.escape(title)} ({html.escape(shown.unit)}; 0 … {shown.vmax:g})"
+    return f'<figure class="dsd-map"><figcaption>{caption}</figcaption>{pictures}</figure>'
 
 # %% ../nbs/61_board.ipynb #e8f6d010
 _STYLE = """<style>
@@ -187,9 +214,12 @@ _STYLE = """<style>
 .dsd .dsd-map { margin: 8px 0; }
 .dsd .dsd-map img { width: 30%; max-width: 220px; margin-right: 2%; vertical-align: top; image-rendering: pixelated; }
 .dsd .dsd-row { display: flex; justify-content: space-between; gap: 8px; line-height: 1.3; margin-top: 4px; }
+.dsd .dsd-row * { white-space: nowrap; }
 .dsd .dsd-row span { color: var(--jp-ui-font-color2, #555); }
+.dsd .dsd-row span:nth-of-type(1) { flex: 1 1 0; min-width: 0; overflow: hidden; text-overflow: ellipsis; }
 .dsd .dsd-mark { position: relative; height: 9px; margin: 0 62px 0 10px; }
-.dsd .dsd-mark i { position: absolute; width: 0; height: 0; border: 4px solid transparent; border-bottom: 7px solid #d55e00; border-top: 0; transform: translateX(-4px); }
+.dsd .dsd-mark i { position: absolute; width: 0; height: 0; border: 4px solid transparent;
+  border-bottom: 7px solid #d55e00; border-top: 0; transform: translateX(-4px); }
 .dsd .dsd-error { color: #a40000; background: #fff0f0; border-left: 4px solid #a40000; padding: 4px 8px; }
 .dsd .dsd-state { min-height: 1.4em; font-variant-numeric: tabular-nums; }
 .dsd h4 { margin: 10px 0 2px; font-size: 13px; }
@@ -197,83 +227,125 @@ _STYLE = """<style>
 .dsd .widget-slider { width: 100%; margin: 0; }
 .dsd .widget-readout { min-width: 52px; }
 .dsd .widget-html-content { line-height: 1.35; }
-@container (max-width: 616px) { .dsd .dsd-controls { max-width: none; flex-basis: 100%; } .dsd .dsd-main { flex-basis: 100%; } }
+@container (max-width: 616px) {
+  .dsd .dsd-controls { max-width: none; flex-basis: 100%; } .dsd .dsd-main { flex-basis: 100%; } }
 </style>"""
 
 
-def _heading(text: str) -> w.HTML:
+def heading(text: str) -> w.HTML:
+    "A small heading between controls."
     return w.HTML(f"<h4>{html.escape(text)}</h4>")
+
+
+def buttons(about: dict[str, str], width: str) -> list[w.Button]:
+    "A button for each name, with what it does on hovering."
+    return [w.Button(description=name, tooltip=tip, layout=w.Layout(width=width)) for name, tip in about.items()]
 
 # %% ../nbs/61_board.ipynb #3d06cc2f
 class Knob(w.VBox):
-    "A slider under its name, what it does, and a mark at the value that the paper would choose."
+    "A slider under its name, a few words on what it does, and a mark at a value worth knowing."
 
-    def __init__(self, slider: w.Widget, name: str, what: str = "", mark: float | None = None):
-        self.slider, self.name, self.what = slider, name, what
-        slider.description, slider.tooltip, slider.continuous_update = "", f"{name}: {what}", True
+    def __init__(self, slider: w.Widget, name: str, what: str = "", tip: str = ""):
+        self.slider, self._mark = slider, None
+        slider.description, slider.continuous_update = "", True
         self._head, self._strip = w.HTML(), w.HTML()
         super().__init__([self._head, slider, self._strip])
-        self.set_mark(mark)
+        self.describe(name, what, tip)
 
-    def set_mark(self, mark: float | None) -> None:
-        "Move the mark; None: no mark."
-        low, high = float(getattr(self.slider, "min", 0)), float(getattr(self.slider, "max", 1))
-        paper = "" if mark is None else f"paper {mark:.3g}"
-        self._head.value = f'<div class="dsd-row"><b>{html.escape(self.name)}</b><span>{html.escape(self.what)}</span><span>{paper}</span></div>'
-        share = None if mark is None else 100 * (min(max(mark, low), high) - low) / (high - low)
-        self._strip.value = (
-            "" if share is None else f'<div class="dsd-mark"><i style="left:{share:.1f}%" title="{paper}"></i></div>'
+    def describe(self, name: str, what: str = "", tip: str = "") -> None:
+        "Other words; `tip` is the whole story, shown on hovering."
+        self.name, self.what, self.tip = name, what, tip or f"{name}: {what}"
+        self.slider.tooltip = self.tip
+        self.set_mark(self._mark)
+
+    def set_mark(self, mark: float | None, word: str = "") -> None:
+        "Move the mark, named by a word; None: no mark."
+        self._mark, said = mark, "" if mark is None else f"{word} {mark:.3g}".strip()
+        name, what, tip = (html.escape(s, quote=True) for s in (self.name, self.what, self.tip))
+        self._head.value = (
+            f'<div class="dsd-row" title="{tip}"><b>{name}</b><span>{what}</span><span>{html.escape(said)}</span></div>'
         )
+        if mark is None:
+            self._strip.value = ""
+            return
+        low, high = float(getattr(self.slider, "min", 0)), float(getattr(self.slider, "max", 1))
+        share = 100 * (min(max(mark, low), high) - low) / (high - low)
+        self._strip.value = f'<div class="dsd-mark"><i style="left:{share:.1f}%" title="{html.escape(said)}"></i></div>'
+
+# %% ../nbs/61_board.ipynb #342e23e8
+def title_of(name: str, setting: Setting) -> str:
+    "What a weight is called on a screen: λ_dps for `lambda_dps`, else its name in words."
+    spelled = name.replace("lambda", "λ")
+    return spelled if spelled == setting.symbol else name.replace("_", " ")
+
+
+def slider_of(setting: Setting, value: float) -> w.Widget:
+    "A slider over the range that a weight shows; whole numbers where the value is one."
+    low, high = setting.shown
+    if isinstance(value, int):
+        return w.IntSlider(value, min=int(low), max=int(high), step=max(1, round(setting.step)))
+    decimals = max(0, -int(np.floor(np.log10(setting.step))))
+    return w.FloatSlider(value, min=low, max=high, step=setting.step, readout_format=f".{decimals}f")
+
+
+def describe_knob(knob: Knob, name: str, setting: Setting) -> None:
+    "A knob's words from the table of weights."
+    unit = f" [{setting.unit}]" if setting.unit else ""
+    source = f"; {setting.source}" if setting.source else ""
+    tip = f"{setting.symbol}: {setting.meaning}{unit} ({setting.low:g} … {setting.high:g}{source})"
+    knob.describe(title_of(name, setting), setting.meaning, tip)
 
 # %% ../nbs/61_board.ipynb #e0cdeebb
 class Dashboard(w.VBox):
     """Controls that drive an iteration, and a viewer that watches it.
 
-    `make_steps` gets the values of all controls by name and runs in a worker thread; its images replace the volume `live` of the viewer."""
+    `make_steps` gets the values of all controls by name and runs in a worker thread; its images replace the volume
+    `live` of the viewer. Unless `start` is False it runs once at the beginning."""
+
+    debounce_s = 0.1  # how long a request waits for a newer one
 
     def __init__(
         self,
         controls: dict[str, w.Widget],  # name → anything with a `value`
-        make_steps: Callable[[dict], Iterator[Step]],
+        make_steps: Callable[[Any], Iterator[Step]],
         viewer: VolumeViewer,
         live: str = "",  # name of the volume that the steps replace
-        layout: list[w.Widget] | None = None,  # what to show on the left; default: the controls
-        below: list[w.Widget] = (),  # under the viewer
-        debounce_s: float = 0.1,
-        start: bool = True,  # run once at the beginning
+        layout: Sequence[w.Widget] | None = None,  # what to show on the left; default: the controls
+        below: Sequence[w.Widget] = (),  # under the viewer
+        start: bool = True,
     ):
         self.controls, self.viewer, self.live = controls, viewer, live
         self._make, self._quiet, self._began, self._where = make_steps, False, 0.0, "the beginning"
         self.message = w.HTML().add_class("dsd-message")
         self.state = w.HTML().add_class("dsd-state")
-        self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(flex="1 1 120px", width="auto"))
         self.curves = w.HTML()
-        self.run_button, self.pause_button, self.cancel_button = (
-            w.Button(description=name, tooltip=tip, layout=w.Layout(width="84px"))
-            for name, tip in (
-                ("Run", "run again with these values"),
-                ("Pause", "hold after this step, or go on"),
-                ("Cancel", "stop after this step"),
-            )
-        )
-        self.stream: StreamView[dict] = StreamView(self._steps, self._draw, self._changed, debounce_s)
-        self.run_button.on_click(lambda _: self.submit())
-        self.pause_button.on_click(
-            lambda _: self.stream.resume() if self.stream.state == "paused" else self.stream.pause()
-        )
-        self.cancel_button.on_click(lambda _: self.stream.cancel())
-        for control in controls.values():
-            control.observe(self._moved, "value")
-        bar = w.HBox(
-            [self.run_button, self.pause_button, self.cancel_button, self.progress],
-            layout=w.Layout(flex_flow="row wrap", align_items="center"),
-        )
-        left = w.VBox(layout if layout is not None else list(controls.values())).add_class("dsd-controls")
-        main = w.VBox([bar, self.state, self.message, viewer, self.curves, *below]).add_class("dsd-main")
+        self.stream: StreamView[Any] = StreamView(self._steps, self._draw, self._changed, self.debounce_s)
+        left = w.VBox(list(layout or controls.values())).add_class("dsd-controls")
+        main = w.VBox([self._bar(), self.state, self.message, viewer, self.curves, *below]).add_class("dsd-main")
         super().__init__([w.HTML(_STYLE), w.Box([left, main]).add_class("dsd-body")])
         self.add_class("dsd")
+        for control in controls.values():
+            control.observe(self._moved, "value")
         if start:
             self.submit()
+
+    def _bar(self) -> w.HBox:
+        "Run, pause, cancel, and how far it is."
+        about = {"Run": "run again with these values", "Pause": "hold after this step, or go on"}
+        about |= {"Cancel": "stop after this step"}
+        self.run_button, self.pause_button, self.cancel_button = buttons(about, "84px")
+        self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(flex="1 1 120px", width="auto"))
+        self.run_button.on_click(lambda _: self.submit())
+        self.pause_button.on_click(lambda _: self._pause_or_go_on())
+        self.cancel_button.on_click(lambda _: self.stream.cancel())
+        parts = [self.run_button, self.pause_button, self.cancel_button, self.progress]
+        return w.HBox(parts, layout=w.Layout(flex_flow="row wrap", align_items="center"))
+
+    def _pause_or_go_on(self) -> None:
+        if self.stream.state == "paused":
+            self.stream.resume()
+        else:
+            self.stream.pause()
 
     def values(self) -> dict:
         "What the controls say now."
@@ -294,19 +366,18 @@ class Dashboard(w.VBox):
 
     def say(self, text: str, error: bool = False) -> None:
         "A line above the viewer."
-        self.message.value = (
-            f'<div class="dsd-error" role="alert">{html.escape(text)}</div>' if error else html.escape(text)
-        )
+        said = html.escape(text)
+        self.message.value = f'<div class="dsd-error" role="alert">{said}</div>' if error else said
 
-    def _moved(self, change) -> None:
+    def _moved(self, change: Any) -> None:
         if not self._quiet:
             self.submit()
 
-    def _steps(self, values: dict) -> Iterator[Step]:
+    def _steps(self, values: Any) -> Iterator[Step]:
         self._began, self._where = time.monotonic(), "the beginning"
         return self._make(values)
 
-    def _draw(self, values: dict, step: Step) -> None:
+    def _draw(self, values: Any, step: Step) -> None:
         if self.live:
             self.viewer.update(self.live, step.image)
         self._advance(step)
@@ -315,13 +386,11 @@ class Dashboard(w.VBox):
         self.progress.max, self.progress.value = step.total, step.index
         spent = time.monotonic() - self._began
         left = spent / step.index * (step.total - step.index)
-        scalars = ", ".join(
-            f"{name} {step.scalars[name]:.4g}" for name in ("t", "log_likelihood") if name in step.scalars
-        )
+        scalars = [f"{n} {step.scalars[n]:.4g}" for n in ("t", "log_likelihood") if n in step.scalars]
         self._where = f"step {step.index} of {step.total}"
-        self.state.value = f"{self._where}{', ' + scalars if scalars else ''}; {spent:.1f} s, {left:.1f} s left"
+        self.state.value = f"{', '.join([self._where, *scalars])}; {spent:.1f} s, {left:.1f} s left"
 
-    def _changed(self, state: str, values: dict, detail: object) -> None:
+    def _changed(self, state: str, values: Any, detail: Any) -> None:
         self.pause_button.description = "Go on" if state == "paused" else "Pause"
         if state == "running":
             self.say("")
@@ -335,9 +404,5 @@ class Dashboard(w.VBox):
         elif state in ("paused", "cancelled"):
             self.state.value = f"{state} at {self._where}"
 
-    def _repr_mimebundle_(self, **kwargs):
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
-        picture = self.viewer._repr_mimebundle_()
-        picture = picture[0] if isinstance(picture, tuple) else picture
-        return (data | {"image/png": picture["image/png"]}, *(rest or ({},)))
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return with_picture(super()._repr_mimebundle_(**kwargs), self.viewer.figure)

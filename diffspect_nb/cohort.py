@@ -26,24 +26,32 @@ from .footprint import attenuation_factors
 from .geometry import Scanner, dnm570c, named_scanner, tiny_grid
 from .mlem import mlem
 from .phantom import torso
+from .diffusion import CEILING
 from diffspect_nb.prior import (
-    AROUND_MM,
-    CEILING,
-    EARLY_UPDATES,
-    HEART_MM,
-    LATE_UPDATES,
-    RECOVERY,
-    early_and_late,
-    intensity_scale,
+    AROUND_MM, EARLY_UPDATES, HEART_MM, LATE_UPDATES, RECOVERY, early_and_late, intensity_scale,
 )
 from .slice_network import relative_to_water
 from .study import Mismatch, Study, central_row, keep_views, simulate, simulate_mismatched, thin
 from .system import SystemMatrix, cache_path
 
 # %% auto #0
-__all__ = ['FILE_VERSION', 'KEPT', 'UNUSUAL', 'FIRST_VALIDATION', 'FIRST_TEST', 'TERRITORIES', 'simulated_study',
-           'training_study', 'acquisitions', 'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients',
-           'Cohort', 'held_out_study', 'simulated_patient']
+__all__ = ['FILE_VERSION', 'KEPT', 'UNUSUAL', 'FIRST_VALIDATION', 'FIRST_TEST', 'TERRITORIES', 'draw_mismatch', 'draw_counts',
+           'simulated_study', 'training_study', 'acquisitions', 'make_patient', 'make_mlem50', 'generator_fingerprint',
+           'Patients', 'Cohort', 'held_out_study', 'simulated_patient']
+
+# %% ../nbs/15_cohort.ipynb #f38bb9d5
+def draw_mismatch(rng: np.random.Generator, scanners: tuple[int, int] | None = None) -> Mismatch:
+    "What an acquisition gets wrong; (seed, index) of a shared real scanner gives its holes and its grid's displacement."
+    own = Mismatch.draw(rng)
+    if scanners is None:
+        return own
+    shared = Mismatch.draw(np.random.default_rng(list(scanners)))
+    return replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
+
+
+def draw_counts(rng: np.random.Generator, low: float = 4e6, high: float = 25e6) -> float:
+    "Expected full-dose counts, log-uniform."
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 # %% ../nbs/15_cohort.ipynb #f126f5af
 FILE_VERSION = 2  # of a patient's file

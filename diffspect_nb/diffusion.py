@@ -14,7 +14,8 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['CEILING', 'NoiseSchedule', 'cosine_schedule', 'linear_schedule', 'add_noise', 'predict_x0', 'predict_eps',
-           'timesteps', 'ddim_step', 'velocity', 'x0_from_output', 'posterior_mean', 'variance_fraction', 'hybrid_loss']
+           'timesteps', 'ddim_step', 'velocity', 'x0_from_output', 'posterior_mean', 'variance_fraction',
+           'variational_bound', 'hybrid_loss']
 
 # %% ../nbs/10_diffusion.ipynb #73141b2c
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class NoiseSchedule:
         t: int | Tensor,  # noise level(s), integers: one number or (B,)
         like: Tensor | None = None,  # array the result must multiply, (B, …)
     ) -> Tensor:
-        "`table[t]`: float64 in the shape of t; with `like`, in its dtype, on its device and shaped to broadcast over it."
+        "`table[t]`: float64 in the shape of t; with `like`, in its dtype, on its device, broadcasting over it."
         index = torch.as_tensor(t, device="cpu")
         if index.is_floating_point() or bool(((index < 0) | (index >= self.n_steps)).any()):
             raise ValueError(f"t must be integers in 0 … {self.n_steps - 1}, got {t}")
@@ -162,18 +163,15 @@ def ddim_step(
     v: Tensor | None = None,  # learned variance fraction, 0 (β̃) … 1 (β), like x_t
 ) -> Tensor:  # image at level t_prev, like x_t
     "One step from level t to t_prev (Song et al. 2021, eq. 12; variance of Nichol & Dhariwal 2021, eq. 15)."
-    t, t_prev = levels
-    if not -1 <= t_prev < t:
-        raise ValueError(f"t_prev must be -1 … t - 1 = {t - 1}, got {t_prev}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be 0 … 1, got {eta}")
-    if x0 is None and eps is None:
-        raise ValueError("x0 or eps must be given")
-    x0 = predict_x0(x_t, eps, t, schedule) if x0 is None else x0
-    eps = predict_eps(x_t, x0, t, schedule) if eps is None else eps
-    now, then = schedule.alpha_bar(t).item(), schedule.alpha_bar(t_prev).item()
+    t, t_prev = _checked_step(levels, eta)
+    if x0 is None:
+        if eps is None:
+            raise ValueError("x0 or eps must be given")
+        x0 = predict_x0(x_t, eps, t, schedule)
     if t_prev == -1:  # ᾱ' = 1: nothing but the clean image is left
         return x0.clone()
+    eps = predict_eps(x_t, x0, t, schedule) if eps is None else eps
+    now, then = schedule.alpha_bar(t).item(), schedule.alpha_bar(t_prev).item()
     beta = 1 - now / then
     variance = (1 - then) / (1 - now) * beta  # β̃
     x_prev = math.sqrt(then) * x0 + math.sqrt(max(1 - then - eta**2 * variance, 0.0)) * eps
@@ -186,9 +184,19 @@ def ddim_step(
     deviation = (0.5 * (v * math.log(beta) + (1 - v) * math.log(variance))).exp()
     return x_prev + eta * deviation * noise
 
+
+def _checked_step(levels: tuple[int, int], eta: float) -> tuple[int, int]:
+    "The levels of a step that goes down, with a randomness that there is."
+    t, t_prev = levels
+    if not -1 <= t_prev < t:
+        raise ValueError(f"t_prev must be -1 … t - 1 = {t - 1}, got {t_prev}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be 0 … 1, got {eta}")
+    return t, t_prev
+
 # %% ../nbs/10_diffusion.ipynb #c1e61624
 def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    "v = √ᾱ ε − √(1−ᾱ) x0 (Salimans & Ho 2022): well-conditioned at both ends of the schedule. Shapes as in `add_noise`."
+    "v = √ᾱ ε − √(1−ᾱ) x0 (Salimans & Ho 2022): well-conditioned at both ends. Shapes as in `add_noise`."
     return schedule.sqrt_alpha_bar(t, noise) * noise - schedule.sigma(t, x0) * x0
 
 
@@ -219,10 +227,25 @@ def variance_fraction(
     return (raw + 1) / 2
 
 # %% ../nbs/10_diffusion.ipynb #99f207a8
+def variational_bound(
+    difference: Tensor,  # true − estimated mean of the step, (B, 1, …)
+    v: Tensor,  # variance fraction, (B, 1, …)
+    t: Tensor,  # (B,), integers
+    schedule: NoiseSchedule,
+) -> Tensor:  # scalar, bits per pixel
+    "L_vlb: T times the mean over the batch of the step's Kullback–Leibler divergence; at t = 0 of −log p(x_0 | x_1)."
+    log_true = schedule.look_up(schedule.log_posterior_variance, t, v)  # log β̃
+    log_model = v * schedule.look_up(schedule.betas.log(), t, v) + (1 - v) * log_true  # log σ²
+    misfit = difference.square() * (-log_model).exp()
+    divergence = 0.5 * (log_model - log_true + (log_true - log_model).exp() + misfit - 1)
+    log_loss = 0.5 * (math.log(2 * math.pi) + log_model + misfit)
+    first = (t == 0).to(v.device).reshape(-1, *[1] * (v.ndim - 1))
+    return torch.where(first, log_loss, divergence).mean() * schedule.n_steps / math.log(2)
+
+# %% ../nbs/10_diffusion.ipynb #6d90631e
 def hybrid_loss(
-    model_output: Tensor,  # (B, 2, …): estimate and raw variance
+    model_output: Tensor,  # (B, 2, …): estimate and raw variance, from x0 spoilt by `noise` to the levels t
     x0: Tensor,  # clean, (B, 1, …)
-    x_t: Tensor,  # x0 spoilt by `noise` to the levels t, (B, 1, …)
     noise: Tensor,  # (B, 1, …)
     t: Tensor,  # (B,), integers
     schedule: NoiseSchedule,
@@ -230,21 +253,16 @@ def hybrid_loss(
     predict: str = "epsilon",  # what the network estimates: the noise, or the velocity "v"
     weight: Tensor | None = None,  # importance of each voxel in L_simple, mean 1, like x0
 ) -> tuple[Tensor, dict[str, Tensor]]:  # loss (scalar); its parts, detached: simple, vlb (bits per pixel)
-    "L_simple + vlb_weight·L_vlb (Nichol & Dhariwal 2021, eq. 16); L_vlb is T times the batch's mean term."
-    if model_output.shape[1] != 2 or x0.shape != noise.shape or x0.shape != x_t.shape:
-        shapes = {"model_output": model_output.shape, "x0": x0.shape, "x_t": x_t.shape, "noise": noise.shape}
+    "L_simple + vlb_weight·L_vlb (Nichol & Dhariwal 2021, eq. 16)."
+    if model_output.shape[1] != 2 or x0.shape != noise.shape or model_output[:, :1].shape != x0.shape:
+        shapes = {"model_output": model_output.shape, "x0": x0.shape, "noise": noise.shape}
         raise ValueError(f"model_output must be (B, 2, …) and the rest (B, 1, …), got {shapes}")
     guess, raw = model_output.to(x0.dtype).split(1, dim=1)
     wanted = noise if predict == "epsilon" else velocity(x0, noise, t, schedule)
     error = (guess - wanted).square()
     simple = (error if weight is None else error * weight).mean()
+    x_t = add_noise(x0, noise, t, schedule)
     estimate = x0_from_output(guess.detach(), x_t, t, schedule, predict)
     difference = posterior_mean(x_t, x0, t, schedule) - posterior_mean(x_t, estimate, t, schedule)
-    v = variance_fraction(raw)
-    log_true = schedule.look_up(schedule.log_posterior_variance, t, x0)  # log β̃
-    log_model = v * schedule.look_up(schedule.betas.log(), t, x0) + (1 - v) * log_true  # log σ²
-    kl = 0.5 * (log_model - log_true + (log_true - log_model).exp() + difference.square() * (-log_model).exp() - 1)
-    log_loss = 0.5 * (math.log(2 * math.pi) + log_model + difference.square() * (-log_model).exp())
-    first = (t == 0).to(x0.device).reshape(-1, *[1] * (x0.ndim - 1))
-    vlb = torch.where(first, log_loss, kl).mean() * schedule.n_steps / math.log(2)
+    vlb = variational_bound(difference, variance_fraction(raw), t, schedule)
     return simple + vlb_weight * vlb, {"simple": simple.detach(), "vlb": vlb.detach()}

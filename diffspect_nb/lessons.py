@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import ipywidgets as w
 import numpy as np
 import torch
+from torch import Tensor
 
 from .board import Dashboard, Knob, curve_svg
 from .core import ImageGrid, Step
@@ -18,163 +20,150 @@ from .diffusion import add_noise, cosine_schedule, linear_schedule
 from .geometry import Scanner, dnm570c
 from .metrics import psnr
 from .mlem import mlem_steps
-from .prior import pretrained
+from .prior import Prior, pretrained
 from .study import Study, central_row, reduced_study, sample_folder
 from .system import SystemMatrix
 from .viewer import VolumeViewer, focus_of
 
 # %% auto #0
-__all__ = ['geometry_dashboard', 'mlem_dashboard', 'diffusion_dashboard']
+__all__ = ['SCHEDULES', 'moved_scanner', 'first_views', 'spot_fwhm_mm', 'geometry_dashboard', 'mlem_dashboard',
+           'diffusion_dashboard']
+
+# %% ../nbs/62_lessons.ipynb #35b5783f
+def moved_scanner(scanner: Scanner, aperture_mm: float, farther_mm: float) -> Scanner:
+    "Other holes, and all heads moved back along their axes."
+
+    def back(position_mm: Any, axis: Any) -> tuple[float, ...]:
+        return tuple(float(c) for c in np.array(position_mm) - farther_mm * np.array(axis))
+
+    moved = tuple(replace(p, position_mm=back(p.position_mm, p.axis)) for p in scanner.pinholes)
+    return replace(scanner, pinholes=moved, aperture_mm=aperture_mm)
+
+
+def first_views(scanner: Scanner, n: int) -> list[int]:
+    "The n central views of the central row; beyond it, the others one after the other."
+    row = central_row(scanner)
+    if n <= len(row):
+        return row[(len(row) - n) // 2 :][:n]
+    return sorted([*row, *[i for i in range(scanner.n_views) if i not in row][: n - len(row)]])
+
+
+def spot_fwhm_mm(spot: Tensor, pixel_mm: float) -> float:
+    "Full width at half maximum of a spot (row, column), as of the Gaussian with its variance."
+    weight, variance = spot / spot.sum().clamp_min(1e-30), 0.0
+    for axis, length in enumerate(spot.shape):
+        place, share = torch.arange(length, dtype=torch.float32), weight.sum(1 - axis)
+        variance += float((share * (place - (share * place).sum()).square()).sum()) / 2
+    return 2.355 * variance**0.5 * pixel_mm
 
 # %% ../nbs/62_lessons.ipynb #79e04d9d
 def geometry_dashboard(scanner: Scanner | None = None, voxel_mm: float = 8.0) -> Dashboard:
-    "Sensitivity, and the image of a point source under the crosshair's start, as aperture, distance and views change. On a coarse grid, so that the matrix is made anew at each change."
-    scanner = scanner or dnm570c()
-    full = ImageGrid()
+    "Sensitivity, and how wide a point in the centre appears, as aperture, distance and number of views change."
+    scanner, full = scanner or dnm570c(), ImageGrid()
     grid = ImageGrid(tuple(round(n * full.voxel_mm / voxel_mm) for n in full.shape), voxel_mm)
-    base = SystemMatrix.build(scanner, grid, cache=False)
-    middle = tuple(n // 2 for n in grid.shape)
+    middle, note = tuple(n // 2 for n in grid.shape), w.HTML()
     controls = {
         "aperture_mm": w.FloatSlider(scanner.aperture_mm, min=1, max=12, step=0.1, readout_format=".1f"),
         "farther_mm": w.FloatSlider(0, min=-30, max=60, step=1, readout_format=".0f"),
         "views": w.IntSlider(scanner.n_views, min=1, max=scanner.n_views),
     }
-    note = w.HTML()
-    reference = float(base.sensitivity[middle])
-    viewer = VolumeViewer(
-        {"as built": base.sensitivity / reference, "now": base.sensitivity / reference},
-        grid,
-        unit="sensitivity ÷ that of the scanner as built, centre",
-        window=(0, 2),
-        colormap="viridis",
-        profile="y",
-    )
+    built = SystemMatrix.build(scanner, grid, cache=False).sensitivity
+    reference = float(built[middle])
 
     def steps(values: dict) -> Iterator[Step]:
-        moved = tuple(
-            replace(
-                p,
-                position_mm=tuple(float(c) for c in np.array(p.position_mm) - values["farther_mm"] * np.array(p.axis)),
-            )
-            for p in scanner.pinholes
-        )
-        now = replace(scanner, pinholes=moved, aperture_mm=values["aperture_mm"])
-        row = central_row(scanner)
-        n = values["views"]
-        kept = (
-            row[(len(row) - n) // 2 :][:n]
-            if n <= len(row)
-            else sorted({*row, *[i for i in range(scanner.n_views) if i not in row][: n - len(row)]})
-        )
-        system = SystemMatrix.build(now, grid, cache=False).keep_views(kept)
-        point = torch.zeros(grid.shape)
-        point[middle] = 1
-        spot = system.forward(point)[len(kept) // 2]
-        rows, columns = (torch.arange(m, dtype=torch.float32) for m in spot.shape)
-        weight = spot / spot.sum().clamp_min(1e-30)
-        spread = sum(
-            float((weight.sum(1 - d) * (axis - (weight.sum(1 - d) * axis).sum()).square()).sum())
-            for d, axis in enumerate((rows, columns))
-        )
-        fwhm = 2.355 * (spread / 2) ** 0.5 * scanner.pixel_mm
-        note.value = f"Point in the centre of a {grid.voxel_mm:g} mm voxel grid: spot of {fwhm:.1f} mm FWHM on the detector of the middle view; {1e6 * float(system.sensitivity[middle]):.0f} of a million photons are counted."
+        now = moved_scanner(scanner, values["aperture_mm"], values["farther_mm"])
+        system = SystemMatrix.build(now, grid, cache=False).keep_views(first_views(scanner, values["views"]))
+        note.value = _seen_of_a_point(system, middle, scanner.pixel_mm)
         yield Step(1, 1, system.sensitivity / reference)
 
+    about = {"unit": "sensitivity ÷ that of the scanner as built, centre", "colormap": "viridis", "profile": "y"}
+    both = {"as built": built / reference, "now": built / reference}
     layout = [
         Knob(controls["aperture_mm"], "aperture", "mm"),
         Knob(controls["farther_mm"], "heads farther away", "mm"),
         Knob(controls["views"], "views", "central ones first"),
         note,
     ]
-    return Dashboard(controls, steps, viewer, "now", layout)
+    return Dashboard(controls, steps, VolumeViewer(both, grid, window=(0, 2), **about), "now", layout)
+
+
+def _seen_of_a_point(system: SystemMatrix, voxel: tuple[int, ...], pixel_mm: float) -> str:
+    "What the middle view and all views see of a point, in words."
+    point = torch.zeros(system.image_shape)
+    point[voxel] = 1
+    spot = system.forward(point)[system.proj_shape[0] // 2]
+    return (
+        f"A point in the centre makes a spot of {spot_fwhm_mm(spot, pixel_mm):.1f} mm FWHM on the detector of the "
+        f"middle view; of a million photons {1e6 * float(system.sensitivity[voxel]):.0f} are counted."
+    )
 
 # %% ../nbs/62_lessons.ipynb #c942eb9f
 def mlem_dashboard(study: Study | None = None) -> Dashboard:
     "MLEM or OSEM as it iterates, at any dose, beside the truth."
     study = study or Study.load(sample_folder())
+    kept: dict[float, Study] = {}
+    doses = [("1 %", 0.01), ("5 %", 0.05), ("20 %", 0.2), ("100 %", 1.0)]
     controls = {
-        "counts": w.SelectionSlider(options=[("1 %", 0.01), ("5 %", 0.05), ("20 %", 0.2), ("100 %", 1.0)], value=0.05),
+        "counts": w.SelectionSlider(options=doses, value=0.05),
         "iterations": w.IntSlider(50, min=1, max=300),
         "subsets": w.IntSlider(1, min=1, max=8),
     }
-    system, kept = study.system(), {}
+    known = {"truth": study.truth, "full dose": study.reference}
+    known = dict([(name, image) for name, image in known.items() if image is not None][:1])
     center, window = focus_of(study)
-    known = (
-        {"truth": study.truth}
-        if study.truth is not None
-        else {"full dose": study.reference}
-        if study.reference is not None
-        else {}
-    )
-    viewer = VolumeViewer(
-        {"MLEM": torch.zeros(study.grid.shape)} | known, study.grid, study.mu, window=window, cursor=center
-    )
 
     def steps(values: dict) -> Iterator[Step]:
         if values["counts"] not in kept:
             kept[values["counts"]] = reduced_study(study, values["counts"], None, 0)
-        low = kept[values["counts"]]
-        quality, target = [], next(iter(known.values()), None)
-        for step in mlem_steps(
-            system, low.projections, values["iterations"], background=low.background, n_subsets=values["subsets"]
-        ):
+        low, quality = kept[values["counts"]], []
+        for step in mlem_steps(low.measurement(), values["iterations"], n_subsets=values["subsets"]):
             image = step.image / low.count_fraction
-            if target is not None and study.heart is not None:
+            for name, target in known.items() if study.heart is not None else ():
                 quality.append(psnr(image, target, study.heart))
-                board.curves.value = curve_svg(
-                    {"PSNR": quality}, f"PSNR in the heart against the {next(iter(known))} (dB)", values["iterations"]
-                )
+                title = f"PSNR in the heart against the {name} (dB)"
+                board.curves.value = curve_svg({"PSNR": quality}, title, values["iterations"])
             yield Step(step.index, step.total, image, step.scalars)
 
+    shown = {"MLEM": torch.zeros(study.grid.shape)} | known
+    viewer = VolumeViewer(shown, study.grid, study.mu, window=window, cursor=center)
     layout = [
         Knob(controls["counts"], "counts", "of full dose"),
         Knob(controls["iterations"], "iterations", "passes over the data"),
         Knob(controls["subsets"], "ordered subsets", "1: MLEM"),
     ]
     board = Dashboard(controls, steps, viewer, "MLEM", layout, start=False)
-    board.submit()
+    board.submit()  # not earlier: the steps draw on the board
     return board
 
 # %% ../nbs/62_lessons.ipynb #66a715a9
-def diffusion_dashboard(study: Study | None = None, prior=None) -> Dashboard:
+SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}
+
+
+def diffusion_dashboard(study: Study | None = None, prior: Prior | None = None) -> Dashboard:
     "The forward process: a heart at noise level t, and what the prior, looking at nothing else, makes of it in one step."
-    study = study or Study.load(sample_folder())
-    image = next(i for i in (study.truth, study.reference) if i is not None)
+    study, note = study or Study.load(sample_folder()), w.HTML()
     center, (_, high) = focus_of(study)
-    prior = prior or pretrained()
-    denoise = prior.denoiser(study.mu)
-    clean = image / high
+    clean = next(i for i in (study.truth, study.reference) if i is not None) / high
+    denoise = (prior or pretrained()).denoiser(study.mu)
+    known = np.array([float(denoise.schedule.alpha_bar(t)) for t in range(denoise.schedule.n_steps)])
+    wide = w.Layout(width="100%")
     controls = {
         "t": w.IntSlider(300, min=0, max=999),
-        "schedule": w.Dropdown(
-            options=["cosine", "linear"], value="cosine", description="schedule", layout=w.Layout(width="100%")
-        ),
-        "seed": w.BoundedIntText(0, min=0, max=10**6, description="noise seed", layout=w.Layout(width="100%")),
+        "schedule": w.Dropdown(options=list(SCHEDULES), value="cosine", description="schedule", layout=wide),
+        "seed": w.BoundedIntText(0, min=0, max=10**6, description="noise seed", layout=wide),
     }
-    note = w.HTML()
-    viewer = VolumeViewer(
-        {"clean": clean, "noisy": clean, "denoised": clean},
-        study.grid,
-        study.mu,
-        unit="activity ÷ that of normal myocardium",
-        window=(0, 1),
-        cursor=center,
-    )
 
     def steps(values: dict) -> Iterator[Step]:
-        schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[values["schedule"]]()
+        schedule = SCHEDULES[values["schedule"]]()
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(values["seed"]))
         noisy, share = add_noise(clean, noise, values["t"], schedule), float(schedule.alpha_bar(values["t"]))
-        note.value = f"ᾱ = {share:.4f}: {100 * share**0.5:.0f} % of the image, noise of standard deviation {(1 - share) ** 0.5:.2f}"
+        left, sigma = 100 * share**0.5, (1 - share) ** 0.5
+        note.value = f"ᾱ = {share:.4f}: {left:.0f} % of the image, noise of standard deviation {sigma:.2f}"
         viewer.update("noisy", noisy.clamp_min(0))
-        same = int(
-            np.argmin(
-                np.abs(
-                    np.array([float(denoise.schedule.alpha_bar(t)) for t in range(denoise.schedule.n_steps)]) - share
-                )
-            )
-        )  # the level at which the prior knows this much noise
+        same = int(np.argmin(np.abs(known - share)))  # the level at which the prior knows this much noise
         yield Step(1, 1, denoise(noisy, same).clamp_min(0))
 
+    about = {"unit": "activity ÷ that of normal myocardium", "window": (0, 1), "cursor": center}
+    viewer = VolumeViewer({"clean": clean, "noisy": clean, "denoised": clean}, study.grid, study.mu, **about)
     layout = [Knob(controls["t"], "noise level t", "0 … 999"), controls["schedule"], controls["seed"], note]
     return Dashboard(controls, steps, viewer, "denoised", layout)

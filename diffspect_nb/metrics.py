@@ -22,8 +22,8 @@ from .geometry import field_of_view
 from .study import Study
 
 # %% auto #0
-__all__ = ['SSIM_WINDOW_VOXELS', 'psnr', 'nrmse', 'ssim', 'score', 'score_table', 'best_gaussian', 'plot_scores', 'masks_of',
-           'references_of', 'scores_of', 'defect_regions', 'contrast_errors']
+__all__ = ['SSIM_WINDOW_VOXELS', 'rmse', 'psnr', 'nrmse', 'ssim', 'score', 'score_table', 'masks_of', 'references_of',
+           'scores_of', 'defect_regions', 'contrast_errors']
 
 # %% ../nbs/09_metrics.ipynb #e343e3ad
 def _as_array(a: ArrayLike | Tensor) -> np.ndarray:
@@ -62,6 +62,15 @@ def _checked(
 # %% ../nbs/09_metrics.ipynb #b1e8f98e
 def _rmse(image: np.ndarray, reference: np.ndarray, inside: np.ndarray) -> float:
     return float(np.sqrt(np.mean((image[inside] - reference[inside]) ** 2)))
+
+
+def rmse(
+    image: ArrayLike | Tensor,  # (z, y, x), photons per voxel
+    reference: ArrayLike | Tensor,  # (z, y, x), photons per voxel
+    mask: ArrayLike | Tensor | None = None,  # (z, y, x), true where voxels count; None: everywhere
+) -> float:  # photons per voxel
+    "Root mean squared error inside the mask, in the images' unit. Raises `InputError` as `psnr` does."
+    return _rmse(*_checked(image, reference, mask, data_range=1.0)[:3])
 
 
 def psnr(
@@ -181,42 +190,6 @@ def score_table(
         for line in lines
     )
     return "\n".join([header, "  ".join("-" * w for w in widths), *text, "", _NOTE])
-
-# %% ../nbs/09_metrics.ipynb #efc82a88
-def best_gaussian(
-    image: ArrayLike | Tensor,  # (z, y, x), photons per voxel
-    reference: ArrayLike | Tensor,  # (z, y, x), photons per voxel
-    mask: ArrayLike | Tensor | None = None,  # (z, y, x), true where voxels count; None: everywhere
-    sigmas_voxels: Sequence[float] = (0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5),  # to try
-) -> tuple[Tensor, float]:  # filtered image (z, y, x), photons per voxel, float32; its σ in voxels
-    """Oracle: the Gaussian filter with the least RMSE (highest PSNR) against the reference inside the mask.
-
-    σ = 0 leaves the image alone. Raises `InputError` as `psnr` does, and for widths that are negative or missing."""
-    if len(sigmas_voxels) == 0 or not all(math.isfinite(s) and s >= 0 for s in sigmas_voxels):
-        raise InputError(f"sigmas_voxels must be one or more widths >= 0, got {sigmas_voxels}")
-    image, reference, inside, _ = _checked(image, reference, mask, data_range=1.0)
-    filtered = {float(s): gaussian_filter(image, s) if s > 0 else image for s in sigmas_voxels}
-    best = min(filtered, key=lambda s: _rmse(filtered[s], reference, inside))
-    return torch.as_tensor(filtered[best], dtype=torch.float32), best
-
-# %% ../nbs/09_metrics.ipynb #c7377d1e
-def plot_scores(
-    rows: Sequence[dict],  # from `score`
-    key: str = "psnr_db",  # column to draw
-    ax: plt.Axes | None = None,  # drawn into a new figure if not given
-) -> plt.Axes:
-    "One line per reference and mask, images along x in order. Raises `InputError` on a column the rows lack."
-    if not rows or any(key not in row for row in rows):
-        raise InputError(f"rows must hold the column {key!r}, got {sorted({k for row in rows for k in row})}")
-    ax = plt.subplots(figsize=(5.6, 3.0), constrained_layout=True)[1] if ax is None else ax
-    for pair in dict.fromkeys((row["reference"], row["mask"]) for row in rows):
-        own = [row for row in rows if (row["reference"], row["mask"]) == pair]
-        names, values = [row["image"] for row in own], [row[key] for row in own]
-        ax.plot(names, values, "o-", label=f"against {pair[0]}, in {pair[1]}")
-    ax.set_ylabel({"psnr_db": "PSNR (dB)", "nrmse": "NRMSE", "ssim": "SSIM"}.get(key, key))
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=7)
-    return ax
 
 # %% ../nbs/09_metrics.ipynb #c3987364
 def masks_of(study: Study) -> dict[str, Tensor]:

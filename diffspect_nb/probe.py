@@ -15,13 +15,14 @@ from scipy.ndimage import gaussian_filter
 from scipy.optimize import brentq
 from torch import Tensor
 
+from .cohort import draw_counts, draw_mismatch
 from .core import ImageGrid, InputError
-from .geometry import named_scanner
+from .geometry import Scanner, named_scanner
 from .metrics import defect_regions
 from .mlem import osem
 from .phantom import Phantom, dilate, torso
-from .study import Mismatch, Study, reduced, simulate, simulate_mismatched
-from .system import SystemMatrix
+from .study import Study, reduced, simulate, simulate_mismatched
+from .system import Measurement
 
 # %% auto #0
 __all__ = ['Probe', 'ball', 'filled_from_around', 'probe_region', 'plot_probe', 'defect_shape', 'quick_image', 'probe_pair']
@@ -32,9 +33,7 @@ class Probe:
     "What the counts say about one region of an image."
 
     log_likelihood_ratio: float  # ln L(image as shown) − ln L(region replaced)
-    amount: (
-        float  # of the change, that the counts prefer: 0 as shown … 1 replaced; −1 and 2 are as far as the search goes
-    )
+    amount: float  # of the change, that the counts prefer: 0 as shown … 1 replaced; searched from −1 to 2
     standard_error: float  # of the amount
     photons: float  # emitted in the region that the replacement adds (or takes), in this acquisition
     amounts: tuple[float, ...]  # along which the curve was computed
@@ -48,14 +47,11 @@ class Probe:
             return "the counts cannot tell"
         if not as_shown and not replaced and 0 < self.amount < 1:
             return "the counts prefer something in between"
-        return (
-            "the counts support what the image shows"
-            if self.amount < 0.5
-            else "the counts contradict what the image shows"
-        )
+        return f"the counts {'support' if self.amount < 0.5 else 'contradict'} what the image shows"
 
     def __str__(self) -> str:
-        return f"{self.verdict}: log-likelihood ratio {self.log_likelihood_ratio:+.1f}, preferred amount of change {self.amount:.2f} ± {self.standard_error:.2f} (0: as shown, 1: replaced)"
+        amount = f"preferred amount of change {self.amount:.2f} ± {self.standard_error:.2f} (0: as shown, 1: replaced)"
+        return f"{self.verdict}: log-likelihood ratio {self.log_likelihood_ratio:+.1f}, {amount}"
 
 # %% ../nbs/23_probe.ipynb #06dd1c05
 def ball(
@@ -64,13 +60,11 @@ def ball(
     radius_mm: float = 12.0,
 ) -> Tensor:  # (z, y, x), bool
     "A region to ask about. Raises `InputError` if not a single voxel lies in it."
-    region = torch.from_numpy(
-        (((grid.centers_mm() - np.asarray(middle_mm)) ** 2).sum(1) <= radius_mm**2).reshape(grid.shape)
-    )
+    distance2 = ((grid.centers_mm() - np.asarray(middle_mm)) ** 2).sum(1)
+    region = torch.from_numpy((distance2 <= radius_mm**2).reshape(grid.shape))
     if not region.any():
-        raise InputError(
-            f"the region is empty: no voxel lies within {radius_mm:g} mm of {tuple(middle_mm)} mm (x, y, z)"
-        )
+        where = f"within {radius_mm:g} mm of {tuple(middle_mm)} mm (x, y, z)"
+        raise InputError(f"the region is empty: no voxel lies {where}")
     return region
 
 
@@ -79,7 +73,9 @@ def filled_from_around(
     region: Tensor,  # (z, y, x), bool
     reach_voxels: int = 2,  # how far round it to look
 ) -> Tensor:  # like the image
-    "The image with a hot region emptied to the median of its surroundings, or a cold one filled to their 90th percentile: the level of the wall that is left."
+    """The image with the region at the level of its surroundings.
+
+    A hot region takes their median, a cold one their 90th percentile: the level of the wall that is left."""
     shell = dilate(region, reach_voxels) & ~(torch.as_tensor(region) > 0)
     if not shell.any():
         raise InputError("the region leaves no surroundings to fill it from")
@@ -89,81 +85,83 @@ def filled_from_around(
 
 # %% ../nbs/23_probe.ipynb #005db8c6
 def probe_region(
-    system: SystemMatrix,
-    projections: Tensor,  # measured counts, (view, row, column)
+    measurement: Measurement,
     image: Tensor,  # (z, y, x), photons of this acquisition (full-dose photons × count fraction)
     region: Tensor,  # (z, y, x), bool
-    filled: float
-    | Tensor
-    | None = None,  # what to put there: a level or an image, in the image's unit; default: `filled_from_around`
-    background: Tensor | None = None,  # expected counts that do not come from the image, like the projections
+    filled: float | Tensor | None = None,  # level or image to put there, image's unit; default: `filled_from_around`
 ) -> Probe:
-    """The image as shown against the image with one region replaced: which do the counts prefer, and how surely? Sums in float64.
+    """The image as shown against the image with one region replaced: which do the counts prefer, and how surely?
 
-    Raises `InputError` on shapes that do not fit, an empty region, a level below 0, a replacement that changes nothing, and a region that no view sees."""
-    if tuple(image.shape) != tuple(system.image_shape) or tuple(region.shape) != tuple(image.shape):
-        raise InputError(
-            f"image and region must have the system's shape {tuple(system.image_shape)}, got {tuple(image.shape)} and {tuple(region.shape)}"
-        )
-    if tuple(projections.shape) != tuple(system.proj_shape):
-        raise InputError(
-            f"projections must have the system's shape {tuple(system.proj_shape)}, got {tuple(projections.shape)}"
-        )
+    Sums in float64. Raises `InputError` on shapes that do not fit, an empty region, a level below 0, a replacement
+    that changes nothing, and a region that no view sees."""
+    change = _change(image, region, filled, tuple(measurement.system.image_shape))
+    expected = measurement.expected(image).double()
+    slope = measurement.system.forward(change).double()
+    used = (expected > 0) | (expected + slope > 0)
+    line = _Line(*(a[used].cpu().numpy() for a in (measurement.counts.double(), expected, slope)))
+    low, high = line.possible(-1.0), line.possible(2.0)
+    amount = line.top(low, high)
+    error = float(np.sum(line.slope**2 / line.along(amount)) ** -0.5)
+    amounts = tuple(np.linspace(low, high, 61).tolist())
+    curve = tuple(line.log_likelihood(a) for a in amounts)
+    return Probe(-line.log_likelihood(1.0), amount, error, float(change.double().sum()), amounts, curve)
+
+
+def _change(image: Tensor, region: Tensor, filled: float | Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    "What the replacement adds to the image, (z, y, x)."
+    if tuple(image.shape) != shape or tuple(region.shape) != shape:
+        got = f"{tuple(image.shape)} and {tuple(region.shape)}"
+        raise InputError(f"image and region must have the system's shape {shape}, got {got}")
     region = torch.as_tensor(region).to(image.device) > 0
     if not region.any():
         raise InputError("the region is empty: not a single voxel to ask about")
-    other = (
-        filled_from_around(image, region)
-        if filled is None
-        else torch.where(region, torch.as_tensor(filled, dtype=image.dtype, device=image.device), image)
-    )
+    level = filled_from_around(image, region) if filled is None else torch.as_tensor(filled).to(image)
+    other = torch.where(region, level, image)
     if not (torch.isfinite(other).all() and (other >= 0).all()):
         raise InputError("what fills the region must be finite and >= 0")
-    change = other - image
-    if not change.any():
+    if torch.equal(other, image):
         raise InputError("the replacement is what the image shows already: nothing to compare")
-    y = projections.double()
-    expected, slope = system.forward(image.to(system.dtype)).double(), system.forward(change.to(system.dtype)).double()
-    if background is not None:
-        expected = expected + background.double()
-    used = (expected > 0) | (expected + slope > 0)
-    y, expected, slope = (a[used].cpu().numpy() for a in (y, expected, slope))
-    if not np.abs(slope).max(initial=0) > 0:
-        raise InputError("no view sees the region: the counts cannot speak about it")
-    least = 1e-9 * max(
-        expected.max(), (expected + slope).max()
-    )  # a count where nothing is expected is improbable, not impossible
+    return other - image
 
-    def along(a: float) -> np.ndarray:
-        return np.maximum(expected + a * slope, least)
+# %% ../nbs/23_probe.ipynb #8005504e
+class _Line:
+    "The log-likelihood along λ + a·d, bin by bin."
 
-    def log_likelihood(a: float) -> float:
-        return float(np.sum(y * np.log(along(a) / along(0)) - (along(a) - along(0))))
+    def __init__(self, y: np.ndarray, expected: np.ndarray, slope: np.ndarray):
+        if not np.abs(slope).max(initial=0) > 0:
+            raise InputError("no view sees the region: the counts cannot speak about it")
+        self.y, self.expected, self.slope = y, expected, slope
+        # A count where nothing is expected is improbable, not impossible.
+        self.least = 1e-9 * max(expected.max(), (expected + slope).max())
 
-    def score(a: float) -> float:
-        return float(np.sum(slope * (y / along(a) - 1)))
+    def along(self, a: float) -> np.ndarray:
+        "Expected counts at amount a."
+        return np.maximum(self.expected + a * self.slope, self.least)
 
-    def possible(end: float) -> float:  # activity below zero is not asked about
-        falling = (slope < 0) if end > 0 else (slope > 0)
-        room = float(np.min(expected[falling] / np.abs(slope[falling]), initial=np.inf))
+    def log_likelihood(self, a: float) -> float:
+        "ℓ(a) − ℓ(0)."
+        now, shown = self.along(a), self.along(0)
+        return float(np.sum(self.y * np.log(now / shown) - (now - shown)))
+
+    def score(self, a: float) -> float:
+        "Derivative of ℓ."
+        return float(np.sum(self.slope * (self.y / self.along(a) - 1)))
+
+    def possible(self, end: float) -> float:
+        "How far the search may go towards `end`: activity below zero is not asked about."
+        falling = (self.slope < 0) if end > 0 else (self.slope > 0)
+        room = float(np.min(self.expected[falling] / np.abs(self.slope[falling]), initial=np.inf))
         return float(np.sign(end) * min(abs(end), max(room, 1.0 if end > 0 else 0.0)))
 
-    low, high = possible(-1.0), possible(2.0)
-    amount = low if score(low) <= 0 else high if score(high) >= 0 else brentq(score, low, high, xtol=1e-10)
-    error = float(np.sum(slope**2 / along(amount)) ** -0.5)
-    amounts = np.linspace(low, high, 61)
-    return Probe(
-        -log_likelihood(1.0),
-        float(amount),
-        error,
-        float(change.double().sum()),
-        tuple(amounts.tolist()),
-        tuple(log_likelihood(a) for a in amounts),
-    )
+    def top(self, low: float, high: float) -> float:
+        "The amount at which the concave curve is highest between two ends."
+        if self.score(low) <= 0:
+            return low
+        return high if self.score(high) >= 0 else float(brentq(self.score, low, high, xtol=1e-10))
 
 # %% ../nbs/23_probe.ipynb #13712117
 def plot_probe(probes: dict[str, Probe], ax: plt.Axes | None = None) -> plt.Axes:
-    "Log-likelihood along the change for each probe, against its own top, with the preferred amount and two standard errors."
+    "Log-likelihood along the change for each probe, against its own top; preferred amount and two standard errors."
     ax = plt.subplots(figsize=(4.6, 3.2), constrained_layout=True)[1] if ax is None else ax
     for i, (name, probe) in enumerate(probes.items()):
         curve = np.array(probe.curve) - max(probe.curve)
@@ -172,104 +170,88 @@ def plot_probe(probes: dict[str, Probe], ax: plt.Axes | None = None) -> plt.Axes
     for a in (0, 1):
         ax.axvline(a, color="0.6", lw=0.8)
     worst = max(max(probe.curve) - np.interp([0, 1], probe.amounts, probe.curve).min() for probe in probes.values())
-    ax.set(
-        xlabel="amount of change in the region",
-        xlim=(-1.05, 2.15),
-        ylabel="log-likelihood below its top",
-        ylim=(-1.15 * worst, 0.12 * worst),
-    )
+    ax.set(xlabel="amount of change in the region", ylabel="log-likelihood below its top")
+    ax.set(xlim=(-1.05, 2.15), ylim=(-1.15 * worst, 0.12 * worst))
     ax.set_xticks([-1, 0, 1, 2], ["−1", "0\nas shown", "1\nreplaced", "2"])
     ax.legend(fontsize=7, loc="lower right")
     return ax
 
 # %% ../nbs/23_probe.ipynb #b5d77b61
-def defect_shape(
-    sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5
-) -> Tensor:  # (z, y, x), 0 … 1, share of the activity that is left
-    "A defect as an image shows it: activity of the patient with it ÷ without it, both blurred (standard deviation in voxels). Times it, an image has the defect; divided by it, no longer."
+def defect_shape(sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5) -> Tensor:  # (z, y, x), 0 … 1
+    """A defect as an image shows it: the share of activity that is left, both patients blurred (standard deviation).
+
+    Times it, an image has the defect; divided by it, no longer."""
     with_it, without = (gaussian_filter(p.activity.double().numpy(), blur_voxels) for p in (sick, healthy))
     return torch.from_numpy((with_it + 1e-6) / (without + 1e-6)).float()
 
 
-def quick_image(study: Study, system: SystemMatrix) -> Tensor:  # (z, y, x), full-dose photons
+def quick_image(study: Study) -> Tensor:  # (z, y, x), full-dose photons
     "Twelve passes of OSEM."
-    return osem(system, study.projections, 12, background=study.background) / study.count_fraction
+    return osem(study.measurement(), 12) / study.count_fraction
 
 # %% ../nbs/23_probe.ipynb #24ebf48e
 def probe_pair(
     seed: int,  # of the patient, the noise and the scanner
     settings: Sequence[str] = ("counts 0.2",),  # as for `reduced`
-    images: dict[str, Callable[[Study, SystemMatrix], Tensor]]
-    | None = None,  # name → image in full-dose photons; default: `quick_image`
+    images: dict[str, Callable[[Study], Tensor]] | None = None,  # name → image in full-dose photons; default: OSEM
     mismatched: bool = True,  # acquired by a scanner that differs from the model, as in the benchmark
     scanner_name: str = "dnm570c",
     grid: ImageGrid | None = None,
     keep: dict | None = None,  # filled with {real or invented: (image, probe, region)} of the last setting if given
 ) -> list[dict]:  # one row per setting and image
-    """One defect, real (in patient, counts and image) and invented (painted into the image of the same patient without it), probed twice each.
+    """One defect, real (in patient, counts and image) and invented (painted into the image of the same patient).
 
-    `shape`: the image against itself without the defect's shape; `region`: against the defect's region at the level of normal wall, as a reader who
-    draws it would ask. Rows hold log-likelihood ratios, amounts and their errors; there are none for a defect of less than 8 voxels of wall."""
-    grid, scanner, rng = grid or ImageGrid(), named_scanner(scanner_name), np.random.default_rng([seed, 16])
-    counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
+    Each is probed twice. `shape`: the image against itself without the defect's shape; `region`: against the defect's
+    region at the level of normal wall, as a reader who draws it would ask. Rows hold log-likelihood ratios, amounts and
+    their errors; there are none for a defect of less than 8 voxels of wall."""
+    grid, scanner = grid or ImageGrid(), named_scanner(scanner_name)
     patient = {name: torso(np.random.default_rng(seed), grid, defects=n) for name, n in (("real", 1), ("invented", 0))}
-    defect, mismatch = patient["real"].defects[0], Mismatch.draw(rng)
-    true_system = mismatch.true_system(scanner, grid, cache=False) if mismatched else None
-    system = (
-        None if mismatched else SystemMatrix.build(scanner, grid, patient["real"].mu)
-    )  # the CT does not see perfusion: one matrix for both
-    shape = defect_shape(patient["real"], patient["invented"])
-    images, rows = images or {"OSEM": quick_image}, {}
-    for name, phantom in patient.items():
-        if mismatched:
-            n = len(phantom.defects)
-            full = simulate_mismatched(
-                lambda g, n=n: torso(np.random.default_rng(seed), g, defects=n),
-                scanner,
-                grid,
-                counts,
-                rng,
-                mismatch,
-                true_system,
-            )
-        else:
-            full = simulate(phantom, scanner, counts, rng, system)
-        system = system or full.system()
-        regions = defect_regions(replace(full, meta={"phantom": phantom.meta, "defects": [defect]}))
+    defect, shape = patient["real"].defects[0], defect_shape(patient["real"], patient["invented"])
+    rows: dict[tuple[str, str], dict] = {}
+    for name, full in _acquired(seed, patient, scanner, grid, mismatched).items():
+        regions = defect_regions(replace(full, meta={"phantom": patient[name].meta, "defects": [defect]}))
         if not regions:
             return []
-        region, normal = regions[0]
         for setting in settings:
             low = reduced(full, setting, seed)
-            matrix = system.keep_views(low.views)
-            for method, image_of in images.items():
-                image = image_of(low, matrix)
-                if name == "invented":
-                    image = image * shape
-                acquired, wall = image * low.count_fraction, float(image[normal].mean())
-                changes = {"shape": (shape < 1, acquired / shape), "region": (region, wall * low.count_fraction)}
-                found = {
-                    way: probe_region(matrix, low.projections, acquired, *change, low.background)
-                    for way, change in changes.items()
-                }
-                row = rows.setdefault(
-                    (setting, method),
-                    {
-                        "patient": seed,
-                        "setting": setting,
-                        "image": method,
-                        "territory": defect["territory"],
-                        "severity": defect["severity"],
-                        "voxels": int(region.sum()),
-                    },
-                )
-                row |= {f"{name}_shown": 1 - float(image[region].mean()) / wall}
-                for way, p in found.items():
-                    row |= {
-                        f"{name}_{way}_llr": p.log_likelihood_ratio,
-                        f"{name}_{way}_amount": p.amount,
-                        f"{name}_{way}_se": p.standard_error,
-                    }
+            for method, image_of in (images or {"OSEM": quick_image}).items():
+                image = image_of(low) * (shape if name == "invented" else 1)
+                found = _probed(low, image, shape, regions[0])
+                about = {"patient": seed, "setting": setting, "image": method, "voxels": int(regions[0][0].sum())}
+                about |= {k: defect[k] for k in ("territory", "severity")}
+                row = rows.setdefault((setting, method), about)
+                row |= {f"{name}_{key}": value for key, value in _columns(image, found, regions[0]).items()}
                 if keep is not None:
-                    keep[name] = image, found["shape"], region
+                    keep[name] = image, found["shape"], regions[0][0]
     return list(rows.values())
+
+
+def _acquired(seed: int, patient: dict[str, Phantom], scanner: Scanner, grid: ImageGrid, mismatched: bool) -> dict:
+    "Full-dose studies of both patients, one after the other from one source of noise: {name: `Study`}."
+    rng = np.random.default_rng([seed, 16])
+    counts, mismatch = draw_counts(rng), draw_mismatch(rng)
+    if not mismatched:
+        return {name: simulate(phantom, scanner, counts, rng) for name, phantom in patient.items()}
+    real = mismatch.true_system(scanner, grid, cache=False)
+
+    def acquired(n: int) -> Study:
+        painted = lambda g: torso(np.random.default_rng(seed), g, defects=n)
+        return simulate_mismatched(painted, scanner, grid, counts, rng, mismatch, real)
+
+    return {name: acquired(len(phantom.defects)) for name, phantom in patient.items()}
+
+
+def _probed(low: Study, image: Tensor, shape: Tensor, regions: tuple[Tensor, Tensor]) -> dict[str, Probe]:
+    "Both questions about the defect in an image in full-dose photons."
+    measurement, acquired = low.measurement(), image * low.count_fraction
+    wall = float(image[regions[1]].mean()) * low.count_fraction
+    without_shape = probe_region(measurement, acquired, shape < 1, acquired / shape)
+    return {"shape": without_shape, "region": probe_region(measurement, acquired, regions[0], wall)}
+
+
+def _columns(image: Tensor, found: dict[str, Probe], regions: tuple[Tensor, Tensor]) -> dict[str, float]:
+    "A row's numbers of one patient: contrast shown, and what each probe says."
+    columns = {"shown": 1 - float(image[regions[0]].mean()) / float(image[regions[1]].mean())}
+    for way, p in found.items():
+        columns |= {f"{way}_llr": p.log_likelihood_ratio, f"{way}_amount": p.amount, f"{way}_se": p.standard_error}
+    return columns

@@ -12,28 +12,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import diffspect_nb
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import ArrayLike
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from diffspect_nb.cardiac import (
-    VIEWS,
-    ANGLES,
-    ROWS,
-    LeftVentricle,
-    _checked_image,
-    _mark,
-    find_ventricle,
-    reorient,
-    turned,
-)
+import diffspect_nb
+from .cardiac import VIEWS, LeftVentricle, checked_image, find_ventricle, mark_directions, reorient, turned
 from .core import ImageGrid, InputError
 from .files import atomic_path, reading
-from .polar import PolarMap, _smooth, plot_polar, polar_map
+from .polar import ANGLES, ROWS, PolarMap, PolarScale, plot_polar, polar_map, smooth_map
 
 # %% auto #0
 __all__ = ['THRESHOLD_SD', 'GAIN_PERCENT', 'NormalHearts', 'normal_hearts', 'save_normals', 'load_normals', 'Deficit', 'deficit',
@@ -53,8 +43,13 @@ class NormalHearts:
     about: str  # sex, camera, reconstruction, dose
 
 
+def _lightly_smoothed(disc: PolarMap) -> np.ndarray:  # (row, angle), per cent
+    "A reading as it is compared: normal hearts and patients alike."
+    return smooth_map(disc.percent, 0.7, 1.0)
+
+
 def _scale(percent: np.ndarray, normal: np.ndarray, area: np.ndarray, sd: np.ndarray | None = None) -> float:
-    "Factor that brings the healthy part of a map to the normal level: area-weighted median of normal ÷ map, abnormal readings left out."
+    "α: area-weighted median of normal ÷ map, readings left out that are abnormal (without `sd`: below 3/4 of normal)."
     ratio, keep = normal / np.maximum(percent, 1e-3), percent >= np.quantile(percent, 0.25)
     for _ in range(8):
         r, w = ratio[keep], area[keep]
@@ -68,57 +63,53 @@ def _scale(percent: np.ndarray, normal: np.ndarray, area: np.ndarray, sd: np.nda
 
 # %% ../nbs/35_reading.ipynb #5289bd4f
 def normal_hearts(readings: Iterable[PolarMap], about: str = "") -> NormalHearts:
-    "Mean and standard deviation of readings of hearts without defects, each scaled to their mean. Raises `InputError` for fewer than 5."
+    """Mean and standard deviation of readings of hearts without defects, each scaled to their mean.
+
+    Raises `InputError` for fewer than 5."""
     readings = list(readings)
     if len(readings) < 5:
         raise InputError(f"normal hearts need 5 readings or more to have a standard deviation, got {len(readings)}")
-    maps = [_smooth(r.percent, 0.7, 1.0) for r in readings]
+    maps, areas = [_lightly_smoothed(r) for r in readings], [r.area for r in readings]
+
+    def scaled(mean: np.ndarray) -> list[np.ndarray]:
+        return [_scale(m, mean, area) * m for m, area in zip(maps, areas, strict=True)]
+
     mean = np.mean(maps, axis=0)
     for _ in range(3):
-        scaled = [_scale(m, mean, r.area) * m for m, r in zip(maps, readings, strict=True)]
-        mean = np.mean(scaled, axis=0)
+        mean = np.mean(scaled(mean), axis=0)
         mean *= 100 / mean.max()
-    sd = _smooth(
-        np.std([_scale(m, mean, r.area) * m for m, r in zip(maps, readings, strict=True)], axis=0, ddof=1), 1.5, 2.5
-    )
+    sd = smooth_map(np.std(scaled(mean), axis=0, ddof=1), 1.5, 2.5)
     return NormalHearts(mean, np.maximum(sd, 2.0), len(readings), about)
 
-
+# %% ../nbs/35_reading.ipynb #61fd8455
 def save_normals(path: str | Path, normals: dict[str, NormalHearts]) -> None:
     "Write normal hearts (e.g. of women and men) into one safetensors file, atomically."
-    arrays = {
-        f"{name}.{part}": getattr(normal, part).astype(np.float32)
-        for name, normal in normals.items()
-        for part in ("mean", "sd")
-    }
+    arrays: dict[str, np.ndarray] = {}
+    about: dict[str, str] = {}
+    for name, normal in normals.items():
+        arrays |= {f"{name}.{part}": getattr(normal, part).astype(np.float32) for part in ("mean", "sd")}
+        about |= {f"{name}.{key}": str(getattr(normal, key)) for key in ("n", "about")}
     with atomic_path(path) as tmp:
-        save_file(
-            arrays,
-            tmp,
-            {f"{name}.{key}": str(getattr(normal, key)) for name, normal in normals.items() for key in ("n", "about")},
-        )
+        save_file(arrays, tmp, about)
 
-# %% ../nbs/35_reading.ipynb #61fd8455
+
 @lru_cache(maxsize=4)
 def load_normals(path: str | Path | None = None) -> dict[str, NormalHearts]:
-    "Normal hearts by name, from a file of `save_normals`; by default those that ship: 'f' and 'm', full-dose OSEM of the DNM 570c. Raises `InputError` on a file that holds none."
+    """Normal hearts by name, from a file of `save_normals`. Raises `InputError` on a file that holds none.
+
+    By default those that ship: 'f' and 'm', full-dose OSEM of the DNM 570c."""
     path = Path(diffspect_nb.__file__).parent / "normals" / "osem.safetensors" if path is None else Path(path)
+    found = {}
     with reading(path, "file of normal hearts"), safe_open(path, "np") as file:
-        meta, names = file.metadata() or {}, sorted({k.split(".")[0] for k in file.keys()})
-        found = {
-            name: NormalHearts(
-                file.get_tensor(f"{name}.mean"),
-                file.get_tensor(f"{name}.sd"),
-                int(meta[f"{name}.n"]),
-                meta[f"{name}.about"],
-            )
-            for name in names
-        }
+        meta = file.metadata() or {}
+        for name in sorted({key.split(".")[0] for key in file.keys()}):
+            mean, sd = file.get_tensor(f"{name}.mean"), file.get_tensor(f"{name}.sd")
+            found[name] = NormalHearts(mean, sd, int(meta[f"{name}.n"]), meta[f"{name}.about"])
         if not found or any(n.mean.shape != (ROWS, ANGLES) for n in found.values()):
             raise InputError(f"{path}: must hold maps of {ROWS} × {ANGLES} readings")
     return found
 
-
+# %% ../nbs/35_reading.ipynb #edb74b78
 @dataclass(frozen=True)
 class Deficit:
     "What a reading lacks against normal hearts."
@@ -130,16 +121,18 @@ class Deficit:
     severity_sd: float  # mean of −z in the defect; 0 without one
     loss_percent: float  # mean loss of counts in the defect, per cent of normal
 
-# %% ../nbs/35_reading.ipynb #edb74b78
+
 def deficit(disc: PolarMap, normal: NormalHearts, threshold_sd: float = THRESHOLD_SD) -> Deficit:
     "Compare a reading with normal hearts."
-    p = _smooth(disc.percent, 0.7, 1.0)
+    p = _lightly_smoothed(disc)
     p = _scale(p, normal.mean, disc.area, normal.sd) * p
     z = (p - normal.mean) / normal.sd
     defect = z < -threshold_sd
     w = disc.area * defect
-    mean = (lambda values: float((values * w).sum() / w.sum())) if w.sum() > 0 else (lambda values: 0.0)
-    return Deficit(p, z, defect, float(100 * w.sum()), mean(-z), mean(100 * (1 - p / normal.mean)))
+    if not w.sum() > 0:
+        return Deficit(p, z, defect, 0.0, 0.0, 0.0)
+    severity, loss = (float((m * w).sum() / w.sum()) for m in (-z, 100 * (1 - p / normal.mean)))
+    return Deficit(p, z, defect, float(100 * w.sum()), severity, loss)
 
 # %% ../nbs/35_reading.ipynb #51043763
 GAIN_PERCENT = 10.0  # points of per cent by which a reading must gain at rest to count as improved
@@ -157,9 +150,12 @@ class Reversibility:
 
 
 def reversibility(
-    stress: Deficit, rest: Deficit, area: np.ndarray, gain_percent: float = GAIN_PERCENT
+    stress: Deficit,
+    rest: Deficit,
+    area: np.ndarray,  # (row, angle), of the stress map
+    gain_percent: float = GAIN_PERCENT,
 ) -> Reversibility:
-    "Split the stress defect by what it does at rest; `area` is that of the stress map. Raises `InputError` on a gain that is not positive."
+    "Split the stress defect by what it does at rest. Raises `InputError` on a gain that is not positive."
     if not gain_percent > 0:
         raise InputError(f"gain_percent must be > 0, got {gain_percent}")
     gain = rest.percent - stress.percent
@@ -169,99 +165,91 @@ def reversibility(
 
 # %% ../nbs/35_reading.ipynb #4c17498f
 def show_reading(discs: dict[str, PolarMap], normal: NormalHearts) -> plt.Figure:
-    "One map per image with its defect outlined; with two (stress, rest), their difference with what is reversible outlined."
-    found = {name: deficit(disc, normal) for name, disc in discs.items()}
-    names = list(found)
-    fig, axes = plt.subplots(
-        1, len(found) + (len(found) == 2), figsize=(3.7 * (len(found) + 1), 3.2), layout="constrained", squeeze=False
-    )
-    for ax, (name, d) in zip(axes[0], found.items(), strict=False):
-        plot_polar(
-            discs[name],
-            d.percent,
-            f"{name}: {d.extent_percent:.0f} % of the wall below {THRESHOLD_SD} SD",
-            ax,
-            outline=d.defect,
-            unit="% of normal maximum",
-            vmax=110,
-        )
+    """One map per image with its defect outlined.
+
+    With two (stress, rest), their difference with what is reversible outlined."""
+    found = [(name, disc, deficit(disc, normal)) for name, disc in discs.items()]
+    panels = len(found) + (len(found) == 2)
+    size = (3.7 * (len(found) + 1), 3.2)
+    fig, axes = plt.subplots(1, panels, figsize=size, layout="constrained", squeeze=False)
+    scale = PolarScale(0, 110, "% of normal maximum")
+    for ax, (name, disc, d) in zip(axes[0], found, strict=False):
+        title = f"{name}: {d.extent_percent:.0f} % of the wall below {THRESHOLD_SD} SD"
+        plot_polar(disc, d.percent, title, ax, scale, d.defect)
     if len(found) == 2:
-        back = reversibility(found[names[0]], found[names[1]], discs[names[0]].area)
-        plot_polar(
-            discs[names[0]],
-            back.gain,
-            f"{names[1]} − {names[0]}: {back.reversible_percent:.0f} % reversible, {back.fixed_percent:.0f} % fixed",
-            axes[0, 2],
-            vmin=-50,
-            vmax=50,
-            cmap="RdBu_r",
-            unit="points of %",
-            outline=back.reversible,
-        )
+        (stress, disc, at_stress), (rest, _, at_rest) = found
+        back = reversibility(at_stress, at_rest, disc.area)
+        shares = f"{back.reversible_percent:.0f} % reversible, {back.fixed_percent:.0f} % fixed"
+        scale = PolarScale(-50, 50, "points of %", "RdBu_r")
+        plot_polar(disc, back.gain, f"{rest} − {stress}: {shares}", axes[0, 2], scale, back.reversible)
     return fig
 
 # %% ../nbs/35_reading.ipynb #c99d77ee
-def reading_figure(image: ArrayLike | Tensor, ventricle: LeftVentricle, grid: ImageGrid | None = None) -> plt.Figure:
-    "Middle slices of the three views with the long axis and the base plane drawn, and the polar map: what a reader needs to judge an axis."
-    disc = polar_map(image, ventricle, grid)
-    cube = 100 * reorient(image, ventricle, grid, 2.0, 60.0) / disc.counts.max()
+def _draw_axis(ax: plt.Axes, name: str, ventricle: LeftVentricle) -> None:
+    "Long axis and base plane as they cross the middle slice of a view, mm."
     half = (ventricle.apex_mm - ventricle.base_mm) / 2
+    if name == "short axis":
+        ax.plot(0, 0, "+", color="cyan")
+    elif name == "horizontal long axis":
+        ax.plot([0, 0], [half, -half], [-40, 40], [half, half], color="cyan", lw=0.9)
+    else:
+        ax.plot([-half, half], [0, 0], [-half, -half], [-40, 40], color="cyan", lw=0.9)
+
+
+def reading_figure(image: ArrayLike | Tensor, ventricle: LeftVentricle, grid: ImageGrid | None = None) -> plt.Figure:
+    "Middle slices of the three views with long axis and base plane, and the polar map: enough to judge an axis."
+    v, disc = ventricle, polar_map(image, ventricle, grid)
+    cube = 100 * reorient(image, v, grid, 2.0, 60.0) / disc.counts.max()
     fig, axes = plt.subplots(1, 4, figsize=(10.5, 2.7), layout="constrained", width_ratios=(1, 1, 1, 1.15))
-    for ax, (name, (plane, _, words)) in zip(axes, VIEWS.items(), strict=False):
-        ax.imshow(plane(cube, 30), cmap="inferno", vmin=0, vmax=100, extent=(-61, 61, 61, -61))
-        if name == "short axis":
-            ax.plot(0, 0, "+", color="cyan")
-        elif name.startswith("horizontal"):
-            ax.plot([0, 0], [half, -half], [-40, 40], [half, half], color="cyan", lw=0.9)
-        else:
-            ax.plot([-half, half], [0, 0], [-half, -half], [-40, 40], color="cyan", lw=0.9)
-        _mark(ax, words)
+    for ax, (name, view) in zip(axes, VIEWS.items(), strict=False):
+        ax.imshow(view.plane(cube, 30), cmap="inferno", vmin=0, vmax=100, extent=(-61, 61, 61, -61))
+        _draw_axis(ax, name, v)
+        mark_directions(ax, view.words)
         ax.set_title(name, size=8)
         ax.tick_params(labelsize=6)
         ax.set_xlabel("mm", size=6)
     plot_polar(disc, title="peak of the wall", ax=axes[3])
-    fig.suptitle(
-        f"azimuth {ventricle.azimuth_deg:.0f}°, elevation {ventricle.elevation_deg:.0f}°, base {ventricle.base_mm:.0f} mm (cyan: long axis and base plane)",
-        size=9,
-    )
+    where = f"azimuth {v.azimuth_deg:.0f}°, elevation {v.elevation_deg:.0f}°, base {v.base_mm:.0f} mm"
+    fig.suptitle(f"{where} (cyan: long axis and base plane)", size=9)
     return fig
 
 # %% ../nbs/35_reading.ipynb #e3db1aa1
+def _axis_sliders(v: LeftVentricle) -> dict:
+    "The three sliders, each reaching as far as a reader corrects and in any case to where the ventricle stands."
+    import ipywidgets as w
+
+    def slider(value: float, low: float, high: float, name: str) -> w.FloatSlider:
+        style = {"description_width": "90px"}
+        return w.FloatSlider(value, min=low, max=high, step=1.0, description=name, continuous_update=False, style=style)
+
+    a, e = v.azimuth_deg, v.elevation_deg
+    return {
+        "azimuth_deg": slider(a, min(-90.0, a), max(180.0, a), "azimuth (°)"),
+        "elevation_deg": slider(e, min(-60.0, e), max(80.0, e), "elevation (°)"),
+        "base_mm": slider(v.base_mm, v.base_mm - 25, v.base_mm + 25, "base (mm)"),
+    }
+
+
 class AxisEditor:
-    "Three sliders for one image: azimuth and elevation of the apex, and the base plane. `ventricle` is the edited one; `set` does what the sliders do."
+    """Three sliders for one image: azimuth and elevation of the apex, and the base plane.
+
+    `ventricle` is the edited one; `set` does what the sliders do."""
 
     def __init__(
         self, image: ArrayLike | Tensor, ventricle: LeftVentricle | None = None, grid: ImageGrid | None = None
     ):
         import ipywidgets as w
 
-        self.image, self.grid = _checked_image(image, grid)
+        self.image, self.grid = checked_image(image, grid)
         self.found = self.ventricle = find_ventricle(self.image, self.grid) if ventricle is None else ventricle
-        style = {"description_width": "90px"}
-        make = lambda value, low, high, name: w.FloatSlider(
-            value, min=low, max=high, step=1.0, description=name, continuous_update=False, style=style
-        )
-        v = self.found
-        self.sliders = {
-            "azimuth_deg": make(v.azimuth_deg, min(-90.0, v.azimuth_deg), max(180.0, v.azimuth_deg), "azimuth (°)"),
-            "elevation_deg": make(
-                v.elevation_deg, min(-60.0, v.elevation_deg), max(80.0, v.elevation_deg), "elevation (°)"
-            ),
-            "base_mm": make(v.base_mm, v.base_mm - 25, v.base_mm + 25, "base (mm)"),
-        }
-        self.message, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
-        again = w.Button(description="as found", tooltip="back to the ventricle found automatically")
-        again.on_click(
-            lambda _: self.set(
-                azimuth_deg=self.found.azimuth_deg, elevation_deg=self.found.elevation_deg, base_mm=self.found.base_mm
-            )
-        )
-        self.widget = w.VBox(
-            [w.HBox([*self.sliders.values(), again], layout=w.Layout(flex_flow="row wrap")), self.message, self.picture]
-        )
-        self._quiet = False
+        self.sliders, self._quiet = _axis_sliders(self.found), False
         for slider in self.sliders.values():
             slider.observe(lambda _: self._redraw(), names="value")
+        again = w.Button(description="as found", tooltip="back to the ventricle found automatically")
+        again.on_click(lambda _: self.set(**{name: getattr(self.found, name) for name in self.sliders}))
+        self.message, self.picture = w.HTML(), w.Image(format="png", layout=w.Layout(max_width="100%"))
+        row = w.HBox([*self.sliders.values(), again], layout=w.Layout(flex_flow="row wrap"))
+        self.widget = w.VBox([row, self.message, self.picture])
         self._redraw()
 
     def set(self, **values: float) -> LeftVentricle:
@@ -276,6 +264,7 @@ class AxisEditor:
         return self.ventricle
 
     def _redraw(self) -> None:
+        "The picture of the ventricle as the sliders stand; where there is none, the reason, and the picture stays."
         if self._quiet:
             return
         try:

@@ -112,7 +112,7 @@ def reconstruction_steps(
 ) -> Generator[Step, None, Reconstruction]:
     """x_in, then the guided walk, as one iterator of steps with images in full-dose photons.
 
-    The generator's return value is the `Reconstruction`. Raises `InputError` where the counts give no intensity scale."""
+    The generator's return value is the `Reconstruction`. Raises `InputError` where the counts give no scale."""
     started, dose = time.perf_counter(), study.count_fraction
     weights = weights or AnchoredWeights.for_study(study)
     if denoise is None:

@@ -5,13 +5,66 @@
 # %% ../nbs/12_recording.ipynb #ebf97720
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['RECORDINGS', 'MOST_RECORDINGS']
+__all__ = ['MOST_RECORDINGS', 'RECORDINGS', 'Recording', 'record', 'replayed']
+
+# %% ../nbs/12_recording.ipynb #f3776960
+@dataclass(frozen=True)
+class Recording:
+    "Operations bound to the memory that they read and write."
+
+    inputs: tuple[Tensor | None, ...]  # copy new numbers here …
+    output: Tensor  # … and find the answer here
+    replay: Callable[[], object]  # … after this
+
+
+def record(function: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> Recording:
+    "`function(*inputs)` as a CUDA graph; without a GPU as itself. Call without gradients."
+    kept = tuple(None if a is None else a.clone() for a in inputs)
+    device = next(a.device for a in kept if a is not None)
+    if device.type != "cuda":
+        output = function(*kept)
+        return Recording(kept, output, lambda: output.copy_(function(*kept)))
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):  # libraries choose their kernels now, not while recording
+        for _ in range(2):
+            function(*kept)
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = function(*kept)
+    return Recording(kept, output, graph.replay)
 
 # %% ../nbs/12_recording.ipynb #2324ebb9
-RECORDINGS: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()  # network → what a GPU has recorded of it
 MOST_RECORDINGS = 12  # of one network; each holds memory for all its layers
+RECORDINGS: WeakKeyDictionary[nn.Module, dict[Hashable, Recording]] = WeakKeyDictionary()
+
+
+def replayed(
+    net: nn.Module,  # whose layers the function runs; its recordings end with it
+    function: Callable[..., Tensor],
+    key: Hashable,  # what else decides the operations: a device, an inner type
+    inputs: Sequence[Tensor | None],
+) -> Tensor:  # overwritten by the next call with the same key and shapes
+    "`function(*inputs)`, recorded for each key and shapes of inputs when first asked for, replayed from then on."
+    recordings = RECORDINGS.setdefault(net, {})
+    key = key, tuple(None if a is None else (a.shape, a.dtype) for a in inputs)
+    if key not in recordings:
+        made = record(function, inputs)
+        if len(recordings) == MOST_RECORDINGS:
+            del recordings[next(iter(recordings))]
+        recordings[key] = made
+    known = recordings[key]
+    for there, a in zip(known.inputs, inputs, strict=True):
+        if there is not None and a is not None:
+            there.copy_(a)
+    known.replay()
+    return known.output

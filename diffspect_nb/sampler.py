@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # %% auto #0
-__all__ = ['FLOOR', 'Denoise', 'Setting', 'described', 'Weights', 'settings_of', 'weights_from_json', 'fitted_lambda_dps',
-           'fitted_lambda_mlem', 'PaperWeights', 'insert_mlem', 'tv_along_z', 'pull_towards', 'noise_fields',
-           'paper_walk', 'AnchoredWeights', 'anchor_to_counts', 'anchored_walk']
+__all__ = ['FLOOR', 'Denoise', 'BY_HAND', 'Setting', 'described', 'Weights', 'settings_of', 'weights_from_json',
+           'fitted_lambda_dps', 'fitted_lambda_mlem', 'PaperWeights', 'insert_mlem', 'tv_along_z', 'pull_towards',
+           'noise_fields', 'paper_walk', 'AnchoredWeights', 'anchor_to_counts', 'anchored_walk']
 
 # %% ../nbs/20_sampler.ipynb #f4f13ef2
 @dataclass(frozen=True)
@@ -138,11 +138,9 @@ class PaperWeights(Weights):
         "eq. 9; not given in the paper, set by hand on 1 patient", shown=(0, 0.1), step=0.002,
     )  # fmt: skip
     steps: int = described(
-        25, "N", "", 1, 1000, "noise levels visited; one network evaluation each, one more in all", "II.D", shown=(1, 50)
+        25, "N", "", 1, 1000, "noise levels visited; one network evaluation each, and one", "II.D", shown=(1, 50)
     )
-    start: int = described(
-        999, "T", "noise level", 0, 999, "noise level of the first step", "II.C.4", shown=(0, 999)
-    )
+    start: int = described(999, "T", "noise level", 0, 999, "noise level of the first step", "II.C.4", shown=(0, 999))
     mlem_interval: int = described(
         1, "k", "steps", 1, 1000, "MLEM is inserted at every k-th step",
         "II.C.3 has every 10 of 1000 diffusion steps, 2 to 3 of 25", shown=(1, 25),
@@ -305,7 +303,10 @@ def _estimate(denoise: Denoise, x_t: Tensor, t: int, with_variance: bool) -> tup
         return x0, v.detach()
     return denoise(x_t, t), None
 
-# %% ../nbs/20_sampler.ipynb #6829105a
+# %% ../nbs/20_sampler.ipynb #bf56781b
+BY_HAND = "set by hand on 1 validation patient"
+
+
 @dataclass(frozen=True)
 class AnchoredWeights(Weights):
     "Weights of the anchored walk; `for_level(C, views)` adapts them to the acquisition. Raises `InputError`."
@@ -315,30 +316,21 @@ class AnchoredWeights(Weights):
     input_subsets: ClassVar[int] = 4
 
     anchor: float = described(
-        0.05, "b", "mean(s)/mean(v)", 0, 1000, "hold of the prior against the counts; 0: the prior alone",
-        "set by hand on 1 validation patient", step=0.001,
-    )  # fmt: skip
-    steps: int = described(10, "N", "", 1, 1000, "noise levels visited", "set by hand on 1 validation patient", shown=(1, 50))
-    start: int = described(
-        600, "t₀", "noise level", 0, 999, "noise level of the first step", "set by hand on 1 validation patient",
-        shown=(0, 999),
-    )  # fmt: skip
-    end: int = described(40, "t₁", "noise level", 0, 999, "noise level of the last step", "set by hand", shown=(0, 200))
-    fields: int = described(
-        3, "F", "", 1, 100, "fresh noise fields per step whose estimates are averaged",
-        "set by hand on 1 validation patient", shown=(1, 6),
-    )  # fmt: skip
-    first_fields: int = described(
-        0, "F₁", "", 0, 100, "the same in the first step; 0: as many", "set by hand on 4 validation patients", shown=(0, 6)
+        0.05, "b", "mean(s)/mean(v)", 0, 1000, "hold of the prior against the counts; 0: no counts", BY_HAND, step=0.001
     )
-    updates: int = described(2, "J", "", 0, 100, "anchored EM passes per step", "set by hand on 1 validation patient", shown=(0, 10))
+    steps: int = described(10, "N", "", 1, 1000, "noise levels visited", BY_HAND, shown=(1, 50))
+    start: int = described(600, "t₀", "noise level", 0, 999, "noise level of the first step", BY_HAND, shown=(0, 999))
+    end: int = described(40, "t₁", "noise level", 0, 999, "noise level of the last step", "set by hand", shown=(0, 200))
+    fields: int = described(3, "F", "", 1, 100, "noise fields per step, estimates averaged", BY_HAND, shown=(1, 6))
+    first_fields: int = described(0, "F₁", "", 0, 100, "the same in the first step; 0: as many", BY_HAND, shown=(0, 6))
+    updates: int = described(2, "J", "", 0, 100, "anchored EM passes per step", BY_HAND, shown=(0, 10))
     subsets: int = described(
         4, "M", "", 1, 100, "ordered subsets within a pass", "set by hand on 6 validation patients", shown=(1, 19)
     )
     final_updates: int = described(
         1, "K", "", 0, 1000, "MLEM updates of the finished image", "set by hand on 6 validation patients", shown=(0, 20)
     )
-    iterations: int = described(48, "n", "", 12, 1000, "image updates behind x_in (OSEM)", "set by hand", shown=(12, 100))
+    iterations: int = described(48, "n", "", 12, 1000, "OSEM image updates behind x_in", "set by hand", shown=(12, 100))
     seed: int = described(0, "seed", "", 0, 2**31 - 1, "of all noise", "", shown=(0, 1000))
 
     def __post_init__(self):

@@ -5,8 +5,9 @@
 # %% ../nbs/11_slice_network.ipynb #05d6f532
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,20 @@ from .core import WATER_PER_CM
 from .diffusion import NoiseSchedule, cosine_schedule, predict_x0, variance_fraction
 
 # %% auto #0
-__all__ = ['UNetConfig', 'slice_weights', 'position_embedding', 'BlockConfig', 'ResidualBlock', 'SelfAttention', 'SliceUNet',
-           'fast_dtype', 'relative_to_water', 'Denoiser']
+__all__ = ['check_shape', 'UNetConfig', 'slice_weights', 'position_embedding', 'zeroed', 'embedder', 'BlockConfig',
+           'ResidualBlock', 'Stage', 'SelfAttention', 'fast_dtype', 'inner_layers', 'as_inner', 'SliceUNet',
+           'relative_to_water', 'Denoiser']
+
+# %% ../nbs/11_slice_network.ipynb #bdbad4f9
+def check_shape(config: Any, *names: str) -> None:
+    "Raise `ValueError` unless the fields named are whole numbers from 1 and `widths` are multiples of `groups`."
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    widths, groups = config.widths, config.groups
+    if not widths or any(not isinstance(w, int) or w < 1 or w % groups for w in widths):
+        raise ValueError(f"widths must be positive multiples of groups = {groups}, got {widths}")
 
 # %% ../nbs/11_slice_network.ipynb #c24e57b3
 @dataclass(frozen=True)
@@ -34,12 +47,7 @@ class UNetConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(self.widths))
-        for name in ("n_slices", "patch", "blocks", "groups", "embedding", "head_width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not self.widths or any(not isinstance(w, int) or w < 1 or w % self.groups for w in self.widths):
-            raise ValueError(f"widths must be positive multiples of groups = {self.groups}, got {self.widths}")
+        check_shape(self, "n_slices", "patch", "blocks", "groups", "embedding", "head_width")
         if self.widths[-1] % self.head_width:
             raise ValueError(f"head_width must divide the last of widths, {self.widths[-1]}, got {self.head_width}")
         if self.embedding % 4:
@@ -74,6 +82,19 @@ def position_embedding(
     angles = values.float()[:, None] * longest_period**-steps
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
+# %% ../nbs/11_slice_network.ipynb #f5fba90e
+def zeroed(layer: nn.Conv2d | nn.Conv3d) -> nn.Conv2d | nn.Conv3d:
+    "A convolution that outputs nothing until it has learned something."
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def embedder(n_in: int, width: int) -> nn.Sequential:
+    "Linear–SiLU–Linear–SiLU: from rows of sines and cosines to what the blocks read."
+    return nn.Sequential(nn.Linear(n_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
 # %% ../nbs/11_slice_network.ipynb #fc159010
 class BlockConfig(Protocol):
     "What a residual block asks of its network's configuration."
@@ -85,15 +106,17 @@ class BlockConfig(Protocol):
 
 
 class ResidualBlock(nn.Module):
-    "x + conv(silu(scale·norm(conv(silu(norm(x)))) + shift)), scale and shift read from the embedding; in slices or, with `nn.Conv3d`, in volumes."
+    """x + conv(silu(scale·norm(conv(silu(norm(x)))) + shift)), scale and shift read from the embedding.
 
-    def __init__(self, n_in: int, n_out: int, config: BlockConfig, conv: type[nn.Module] = nn.Conv2d):
+    In slices or, with `nn.Conv3d`, in volumes."""
+
+    def __init__(self, n_in: int, n_out: int, config: BlockConfig, conv: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d):
         super().__init__()
         self.norm_in = nn.GroupNorm(config.groups, n_in)
         self.conv_in = conv(n_in, n_out, 3, padding=1)
         self.modulation = nn.Linear(config.embedding, 2 * n_out)
         self.norm_out = nn.GroupNorm(config.groups, n_out)
-        self.conv_out = _zeroed(conv(n_out, n_out, 3, padding=1))
+        self.conv_out = zeroed(conv(n_out, n_out, 3, padding=1))
         self.skip = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -101,6 +124,15 @@ class ResidualBlock(nn.Module):
         scale, shift = self.modulation(embedding).to(h.dtype).reshape(len(h), -1, *[1] * (h.ndim - 2)).chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
         return self.skip(x) + self.conv_out(F.silu(h))
+
+
+class Stage(nn.ModuleList):
+    "Residual blocks one after another at one resolution, all reading the same embedding."
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, embedding)
+        return h
 
 # %% ../nbs/11_slice_network.ipynb #7b8ce3ff
 class SelfAttention(nn.Module):
@@ -111,7 +143,7 @@ class SelfAttention(nn.Module):
         self.head_width = config.head_width
         self.norm = nn.GroupNorm(config.groups, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.project = _zeroed(nn.Conv2d(width, width, 1))
+        self.project = zeroed(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -120,49 +152,65 @@ class SelfAttention(nn.Module):
         seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(b, h, w, c)
         return x + self.project(seen.permute(0, 3, 1, 2))
 
-# %% ../nbs/11_slice_network.ipynb #f5fba90e
-def _zeroed(layer: nn.Module) -> nn.Module:
-    "A layer that outputs nothing until it has learned something."
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+# %% ../nbs/11_slice_network.ipynb #ad59d3b9
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    "bfloat16 where the processor multiplies it natively (AVX512-BF16, AMX, recent GPUs), else float32."
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    try:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    except AttributeError:  # the question is younger than this PyTorch
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+def inner_layers(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    "Within: convolutions and products in `dtype`; float32 changes nothing."
+    half = dtype != torch.float32
+    return torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half)
+
+
+def as_inner(h: Tensor) -> Tensor:
+    "In the type that inner layers are asked to use just now."
+    device = h.device.type
+    return h.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else h
 
 # %% ../nbs/11_slice_network.ipynb #b92b6c01
 class SliceUNet(nn.Module):
     "Estimates the noise in one transverse slice, given the noise level, the slice's number and all CT slices."
+
+    weights: Tensor  # (Z, Z), `slice_weights`
 
     def __init__(self, config: UNetConfig | None = None):
         super().__init__()
         self.config = config = UNetConfig() if config is None else config
         widths, pixels = config.widths, config.patch**2
         self.register_buffer("weights", slice_weights(config.n_slices), persistent=False)
-        self.embed = nn.Sequential(
-            nn.Linear(2 * config.embedding, config.embedding),
-            nn.SiLU(),
-            nn.Linear(config.embedding, config.embedding),
-            nn.SiLU(),
-        )
+        self.embed = embedder(2 * config.embedding, config.embedding)
         self.ct_wide = nn.Conv2d(config.n_slices * pixels, widths[0], 3, padding=1, bias=False)
         self.ct_mix = nn.Conv2d(widths[0], widths[0], 1, bias=False)
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
         for width, coarser in zip(widths, [*widths[1:], None], strict=True):
-            self.encoder.append(nn.ModuleList(ResidualBlock(width, width, config) for _ in range(config.blocks)))
+            self.encoder.append(Stage(ResidualBlock(width, width, config) for _ in range(config.blocks)))
             if coarser is not None:
                 self.down.append(nn.Conv2d(width, coarser, 3, stride=2, padding=1))
                 self.up.append(nn.Conv2d(coarser, width, 3, padding=1))
                 entrances = [2 * width] + [width] * (config.blocks - 1)
-                self.decoder.append(nn.ModuleList(ResidualBlock(n, width, config) for n in entrances))
+                self.decoder.append(Stage(ResidualBlock(n, width, config) for n in entrances))
         self.attention = SelfAttention(widths[-1], config)
         self.middle = ResidualBlock(widths[-1], widths[-1], config)
         self.norm = nn.GroupNorm(config.groups, widths[0])
-        self.head = _zeroed(nn.Conv2d(widths[0], 2 * pixels, 3, padding=1))
-        self.to(memory_format=torch.channels_last)
+        self.head = zeroed(nn.Conv2d(widths[0], 2 * pixels, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def ct_features(
         self,
-        ct: Tensor,  # attenuation in units of water's (μ / 0.154 cm⁻¹), (B or 1, Z, H, W); zeros = no CT
+        ct: Tensor,  # attenuation in units of water's, (B or 1, Z, H, W); zeros = no CT
         slice_index: Tensor,  # slices to be cleaned, (B,), integers 0 … Z−1
     ) -> Tensor:  # (B, widths[0], H', W')
         "What the weighted CT contributes to the first layer. It does not depend on t: compute once, use at every step."
@@ -186,38 +234,34 @@ class SliceUNet(nn.Module):
             raise ValueError(f"ct must have the slice's (H, W) = {tuple(noisy.shape[-2:])}, got {tuple(ct.shape)}")
         if ct is not None and ct_features is None:
             ct_features = self.ct_features(ct, slice_index)
-        position = [position_embedding(t, self.config.embedding, 10_000.0)]
-        position += [position_embedding(slice_index, self.config.embedding, 100.0)]
+        exact, length = self.stem.weight.dtype, self.config.embedding
+        level, place = position_embedding(t, length, 10_000.0), position_embedding(slice_index, length, 100.0)
         with torch.autocast(noisy.device.type, enabled=False):  # at small t the noise sits in the input's last digits
-            embedding = self.embed(torch.cat(position, dim=1).to(self.stem.weight.dtype))
-            h = self.stem(self._fold(noisy.to(self.stem.weight.dtype)))
-        if torch.is_autocast_enabled(noisy.device.type):
-            h = h.to(torch.get_autocast_dtype(noisy.device.type))
+            embedding = self.embed(torch.cat([level, place], dim=1).to(exact))
+            h = self.stem(self._fold(noisy.to(exact)))
+        h = as_inner(h)
         if ct_features is not None:
             h = h + ct_features.to(h.dtype)
         h = self._body(h, embedding)
         with torch.autocast(noisy.device.type, enabled=False):  # ε is multiplied by up to 1/√ᾱ: no rounding to bfloat16
-            out = self.head(F.silu(self.norm(h.to(self.head.weight.dtype))))
+            out = self.head(F.silu(self.norm(h.to(exact))))
         return self._unfold(out, noisy.shape[-2:])
 
     def _body(self, h: Tensor, embedding: Tensor) -> Tensor:
         "Down to the coarsest resolution and up again; all at (B, channels, H', W')."
         skips = []
         for level, blocks in enumerate(self.encoder):
-            for block in blocks:
-                h = block(h, embedding)
+            h = blocks(h, embedding)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
         h = self.middle(self.attention(h), embedding)
         for level in reversed(range(len(self.up))):
             h = self.up[level](F.interpolate(h, scale_factor=2, mode="nearest"))
-            h = torch.cat([h, skips[level]], dim=1)
-            for block in self.decoder[level]:
-                h = block(h, embedding)
+            h = self.decoder[level](torch.cat([h, skips[level]], dim=1), embedding)
         return h
 
-    def _margins(self, shape: tuple[int, int]) -> list[int]:
+    def _margins(self, shape: Sequence[int]) -> list[int]:
         "Pixels to add (left, right, top, bottom) so that every resolution divides evenly: 70 → 72."
         multiple = self.config.patch * 2 ** len(self.down)
         extra_y, extra_x = (-n % multiple for n in shape)
@@ -228,26 +272,12 @@ class SliceUNet(nn.Module):
         padded = F.pad(images, self._margins(images.shape[-2:]), mode="replicate")
         return F.pixel_unshuffle(padded, self.config.patch).contiguous(memory_format=torch.channels_last)
 
-    def _unfold(self, folded: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _unfold(self, folded: Tensor, shape: Sequence[int]) -> Tensor:
         "Inverse of `_fold`: (B, 2·patch², H', W') → (B, 2, H, W)."
         left, _, top, _ = self._margins(shape)
         return F.pixel_shuffle(folded, self.config.patch)[..., top : top + shape[0], left : left + shape[1]]
 
 # %% ../nbs/11_slice_network.ipynb #7955809c
-def fast_dtype(device: torch.device | str) -> torch.dtype:
-    "bfloat16 where the processor multiplies it natively (AVX512-BF16, AMX, recent GPUs), else float32."
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    try:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    except AttributeError:  # the question is younger than this PyTorch
-        native = False
-    return torch.bfloat16 if native else torch.float32
-
-
 def relative_to_water(mu: Tensor) -> Tensor:
     "Attenuation in units of water's, from `mu` in 1/cm, any shape: the network's CT input."
     return mu / WATER_PER_CM
@@ -256,8 +286,8 @@ def relative_to_water(mu: Tensor) -> Tensor:
 class Denoiser:
     """`denoise(x, t) → x̂0` for whole volumes: all slices in one batch, one network evaluation per call.
 
-    Gradients flow from x̂0 to x when the caller asks for them. The CT's share of the first layer is computed here, once:
-    make a new `Denoiser` after changing the network's weights. Raises `ValueError` if shapes do not fit the network."""
+    Gradients flow from x̂0 to x when the caller asks for them. The CT's share of the first layer is computed here,
+    once: make a new `Denoiser` after changing the network's weights. Raises `ValueError` on shapes that do not fit."""
 
     def __init__(
         self,
@@ -280,7 +310,7 @@ class Denoiser:
             if ct.ndim != 3 or ct.shape[0] != net.config.n_slices:
                 raise ValueError(f"ct must be ({net.config.n_slices}, y, x), got {tuple(ct.shape)}")
             relative = relative_to_water(ct.to(net.stem.weight))
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), inner_layers(self.device, self.dtype):
                 self.features = net.ct_features(relative[None], self.slice_index)
 
     def __call__(
@@ -297,12 +327,8 @@ class Denoiser:
             raise ValueError(f"x must be ({self.net.config.n_slices}, y, x), got {tuple(x.shape)}")
         x = x.to(self.device, torch.float32)
         levels = torch.full((x.shape[0],), int(t), device=self.device)
-        with self._autocast():
+        with inner_layers(self.device, self.dtype):
             out = self.net(x[:, None], levels, self.slice_index, ct_features=self.features)
         eps, raw = out.float().unbind(dim=1)
         x0 = predict_x0(x, eps, t, self.schedule)
         return (x0 if self.clip is None else x0.clamp(*self.clip)), variance_fraction(raw)
-
-    def _autocast(self) -> torch.autocast:
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype if half else torch.bfloat16, enabled=half)

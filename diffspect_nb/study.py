@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from torch import Tensor
 
 from .core import ImageGrid, InputError
-from .files import atomic_folder, _read_nifti, load_image, read_json, save_image, write_json
+from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
 from .footprint import attenuation_factors, check_mu
 from .geometry import SCANNERS, Scanner, named_scanner
 from .phantom import Phantom, heart_mask
@@ -200,7 +200,7 @@ class Mismatch:
         return cls(float(rng.uniform(0.9, 1.1)), offset, shift, float(rng.uniform(0, 0.2)), float(rng.uniform(4, 9)))
 
     def true_system(self, scanner: Scanner, grid: ImageGrid, cache: bool = True) -> tuple[SystemMatrix, ImageGrid]:
-        "Matrix without attenuation and grid of what really happens: other holes, a displaced grid, 20 mm or more wider."
+        "Matrix without attenuation and grid of what really happens: other holes, a displaced grid 20 mm or more wider."
         margin = 2 * int(np.ceil(20 / grid.voxel_mm))
         around = ImageGrid(tuple(n + margin for n in grid.shape), grid.voxel_mm, self.offset_mm)
         return SystemMatrix.build(self.true_scanner(scanner), around, cache=cache), around
@@ -319,7 +319,7 @@ def _save_views(path: Path, counts: Tensor, pixel_mm: float) -> None:
 
 
 def _load_views(path: Path) -> Tensor:
-    return torch.from_numpy(_read_nifti(path)[1].transpose(2, 1, 0).copy())
+    return torch.from_numpy(read_nifti(path)[1].transpose(2, 1, 0).copy())
 
 # %% ../nbs/07_study.ipynb #97c40991
 def _save(study: Study, folder: Path) -> Path:

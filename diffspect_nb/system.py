@@ -93,7 +93,7 @@ class SystemMatrix:
 
     @classmethod
     def from_matrix(cls, matrix, image_shape: tuple[int, int, int], proj_shape: tuple[int, int, int]) -> SystemMatrix:
-        """Your own matrix: anything `scipy.sparse.csr_matrix` accepts, (bins, voxels), bins ordered (view, row, column).
+        """Your own matrix: anything `scipy.sparse.csr_matrix` takes, (bins, voxels), bins ordered (view, row, column).
 
         Raises `InputError` on another shape and on values that are not finite or below 0."""
         matrix = scipy.sparse.csr_matrix(matrix)

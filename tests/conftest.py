@@ -1,28 +1,64 @@
-"What every test shares: two threads, one cache per session, and the folder of real data where there is one."
+"What every test shares: few threads, one cache for all workers, and the folder of real data where there is one."
+from __future__ import annotations
+
 import os
 import tempfile
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several workers, also in the processes they start
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads would take the other worker's core
+
 import matplotlib
 import pytest
 import torch
+from filelock import FileLock
 
 matplotlib.use("Agg")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_cache():
-    "System matrices are built once per session; a cache that the user has chosen is respected."
-    if os.environ.get("DIFFSPECT_CACHE"):
-        yield Path(os.environ["DIFFSPECT_CACHE"])
-        return
-    with tempfile.TemporaryDirectory(prefix="diffspect-cache-") as folder:
-        os.environ["DIFFSPECT_CACHE"] = folder
-        yield Path(folder)
+def pytest_configure(config):
+    "Before any worker starts: the folder in which all of them, and what they start, keep system matrices."
+    if not os.environ.get("DIFFSPECT_CACHE"):  # a cache that the user has chosen is respected
+        config.stash[CACHE] = tempfile.TemporaryDirectory(prefix="diffspect-cache-")
+        os.environ["DIFFSPECT_CACHE"] = config.stash[CACHE].name
+
+
+def pytest_unconfigure(config):
+    if folder := config.stash.get(CACHE, None):
         del os.environ["DIFFSPECT_CACHE"]
+        folder.cleanup()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of one file share what they make, so one worker runs them, unless they say `xdist_group` themselves; pytest's
+    order of parts becomes the order in which workers take them, so the dear ones come first."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def shared_cache() -> Path:
+    "The folder of system matrices."
+    return Path(os.environ["DIFFSPECT_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def full_system(shared_cache):
+    "The shipped scanner's matrix on the default grid: whoever comes first builds it, the others wait and read it."
+    from diffspect_nb.core import ImageGrid
+    from diffspect_nb.geometry import dnm570c
+    from diffspect_nb.system import SystemMatrix
+
+    shared_cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared_cache / "full_system.lock"):
+        return SystemMatrix.build(dnm570c(), ImageGrid())
 
 
 @pytest.fixture(scope="session")

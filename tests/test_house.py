@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,25 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
+@cache
+def code_of(path: Path) -> list[str]:
+    "The code cells of a notebook."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+@cache
 def room_numbers() -> dict[str, int]:
     "Module → number of the notebook that exports it."
     numbers = {}
     for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join("".join(c["source"]) for c in cells), re.MULTILINE)
+        found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(code_of(path)), re.MULTILINE)
         if found:
             numbers[found[1]] = int(path.name[:2])
     return numbers
 
 
+@cache
 def syntax(module: str) -> ast.Module:
     return ast.parse((ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
 
@@ -177,7 +186,8 @@ def test_walks_take_any_denoiser():
 
 
 IMPORT_EACH = f"""
-import importlib, json, os, sys, tempfile, torch
+import importlib, json, os, sys, tempfile
+import matplotlib.pyplot, nibabel, pydicom, safetensors.torch, scipy.ndimage, scipy.stats, skimage.metrics, torch
 state = lambda: (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
 found, before = {{}}, state()
 for module in sys.argv[1:]:
@@ -226,12 +236,6 @@ def bodies(module: str) -> Iterator[tuple[int, str]]:
             body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
             lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             yield lines, f"{module}.{node.name} (line {node.lineno})"
-
-
-def code_of(path: Path) -> list[str]:
-    "The code cells of a notebook."
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
 
 
 def generated(module: str) -> set[int]:
