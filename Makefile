@@ -1,12 +1,16 @@
-# `make demo` reconstructs a sample study, `make test` runs every check; both install what they need into .venv first.
+# `make demo` reconstructs a sample study; `make quick` checks in a minute, at every save, `make test` everything.
+# Each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 REQUIREMENTS := settings.ini setup.py pyproject.toml
 CONFIG ?= benchmarks/train.json
+# Processes that share the tests, each of one thread and about 3 GB: two of one thread beat one of two. 0: none but pytest.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS)
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo dashboard docs test lint notebooks export readme hooks train speed clean
+.PHONY: demo dashboard docs quick test lint notebooks export readme hooks train speed clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -20,11 +24,18 @@ dashboard: .venv/.installed-dev
 docs: .venv/.installed-dev
 	@$(BIN)/python docs/build.py
 
-test: lint
-	@$(BIN)/python -m pytest -q $(ARGS)
+# Lint, types, house rules and the tests that take no more than three seconds each.
+quick: lint
+	@$(PYTEST) -m "not slow" $(ARGS)
 
+# Every check; the slowest ten are named at the end.
+test: lint
+	@$(PYTEST) --durations=10 $(ARGS)
+
+# 120 columns and ruff's rules in every notebook, test and script; types in the library.
 lint: .venv/.installed-dev
 	@$(BIN)/python -m ruff check --quiet .
+	@$(BIN)/python -m mypy --no-error-summary
 
 # Run every notebook top to bottom, save its outputs, and make the modules and the README from them.
 notebooks: .venv/.installed-dev export
@@ -49,7 +60,7 @@ speed: .venv/.installed
 	@$(BIN)/python benchmarks/speed.py $(ARGS)
 
 clean:
-	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 .venv/.created:
 	@echo "Making .venv with $$($(PYTHON) --version)"

@@ -4,9 +4,9 @@ import argparse
 import time
 from pathlib import Path
 
-from diffspect_nb.files import write_json
 from diffspect_nb.cohort import simulated_patient
 from diffspect_nb.explorer import explore
+from diffspect_nb.files import write_json
 from diffspect_nb.sampler import Guidance, default_guidance
 from diffspect_nb.study import Study, sample_folder
 

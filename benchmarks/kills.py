@@ -23,7 +23,7 @@ import sys
 from dataclasses import replace
 from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.training import TrainConfig, train
-from diffspect_nb.unet import VolumeConfig
+from diffspect_nb.volume_network import VolumeConfig
 network = VolumeConfig(widths=(16, 24), blocks=1, embedding=32)
 config = TrainConfig(n_studies=2, steps=40, batch=2, warmup=2, scanner="tiny", grid=tiny_grid(), network=network)
 for _ in config.cohort.make(config.label): pass

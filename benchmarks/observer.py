@@ -1,9 +1,9 @@
 """A model observer looks for one defect: `python benchmarks/observer.py [--patients 50] [--settings 'counts 0.05' …]`.
 
 Every patient is simulated with and without a defect, and reconstructed by MLEM-50, MLEM-50 with its best Gaussian
-filter (an oracle's choice) and the guided sampler. Resumable: one JSON line per patient, setting and method, and for
-the guided images the prior's fingerprint: with another prior they alone are made again. The table holds areas under the
-ROC curve with DeLong's intervals, the mean error of the defect's contrast, and, in the patients
+filter (an oracle's choice) and the guided walk. Resumable: one JSON line per patient, setting and method, and for the
+guided images the fingerprint of network, method and settings: with another walk they alone are made again. The table
+holds areas under the ROC curve with DeLong's intervals, the mean error of the defect's contrast, and, in the patients
 without one, how deep a defect the image shows at the place (false contrast)."""
 
 import argparse
@@ -12,24 +12,31 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from diffspect_nb.baselines import best_gaussian, stacked
 from diffspect_nb.benchmark import guided, read_rows
-from diffspect_nb.study import reduced
 from diffspect_nb.cli_data import commit
+from diffspect_nb.core import last
 from diffspect_nb.files import atomic_path, write_json
 from diffspect_nb.geometry import dnm570c
-from diffspect_nb.metrics import best_gaussian
 from diffspect_nb.mlem import mlem
 from diffspect_nb.observer import (
-    PATIENTS, area_difference, area_under_roc, contrast_of, hotelling_verdicts, observer_pair, octave_channels,
+    PATIENTS,
+    area_difference,
+    area_under_roc,
+    contrast_of,
+    hotelling_verdicts,
+    observer_pair,
+    octave_channels,
     responses_of,
 )
-from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
+from diffspect_nb.prior import DEFAULT_PRIOR, Prior, pretrained
+from diffspect_nb.study import Study, reduced
 from diffspect_nb.uncertainty import fingerprint, start_worker
 
 FULL = ("counts 1.0", "MLEM-50")
@@ -37,37 +44,33 @@ METHODS = ("MLEM-50", "MLEM-50, best Gaussian", "guided")
 SETTINGS = ("counts 0.01", "counts 0.05", "counts 0.2", "views 9")
 
 
+def images_of(low: list[Study], wanted: list[str], prior: Prior) -> Iterator[tuple[str, list]]:
+    "Each wanted method's images, full-dose photons, of a patient's acquisitions with and without the defect."
+    if set(wanted) - {"guided"}:
+        plain = [image / s.count_fraction for image, s in zip(mlem(stacked(low), 50), low, strict=True)]
+    for method in wanted:
+        if method == "guided":
+            yield method, [last(guided(prior)(s)).image.cpu() for s in low]
+        elif method == "MLEM-50":
+            yield method, plain
+        else:
+            yield method, [best_gaussian(image, s.truth, s.heart)[0] for image, s in zip(plain, low, strict=True)]
+
+
 def patient_lines(seed: int, settings: list[str], prior_name: str, device: str, done: set) -> list[dict]:
     "Channel responses and contrasts of those images of one patient that are not done, in any process."
-    prior, scanner, channels = pretrained(prior_name, device), dnm570c(), octave_channels()
-    ours = guided(prior)
-    pair = observer_pair(seed, scanner)
-    grid = pair.present.grid
-    everything, lines, mark = pair.present.system(), [], fingerprint(prior)
+    prior, channels, pair = pretrained(prior_name, device), octave_channels(), observer_pair(seed, dnm570c())
+    grid, walk, lines = pair.present.grid, fingerprint(prior), []
     truth = [contrast_of(s.truth, pair, pair.weight) for s in (pair.present, pair.absent)]
     for setting in dict.fromkeys([FULL[0], *settings]):
         methods = [FULL[1]] if setting == FULL[0] else METHODS
         wanted = [method for method in methods if (seed, setting, method) not in done]
-        if not wanted:
-            continue
         low = [reduced(s, setting, seed + i) for i, s in enumerate((pair.present, pair.absent))]
-        system = everything.keep_views(low[0].views)
-        found = {}
-        if set(wanted) - {"guided"}:
-            stack = mlem(system, torch.stack([s.projections for s in low]), 50)
-            plain = found["MLEM-50"] = [image / s.count_fraction for image, s in zip(stack, low, strict=True)]
-        if "MLEM-50, best Gaussian" in wanted:
-            found["MLEM-50, best Gaussian"] = [
-                best_gaussian(image, s.truth, s.heart)[0] for image, s in zip(plain, low, strict=True)
-            ]
-        if "guided" in wanted:
-            found["guided"] = [ours(s, system) for s in low]
-        for method in wanted:
-            images = found[method]
+        for method, images in images_of(low, wanted, prior):
             present, absent = (responses_of(image, pair, grid, channels).tolist() for image in images)
             contrast = [contrast_of(image, pair, pair.weight) for image in images]
             line = {"seed": seed, "setting": setting, "method": method, "present": present, "absent": absent}
-            line |= {"prior": mark} if method == "guided" else {}
+            line |= {"walk": walk} if method == "guided" else {}
             lines.append(line | {"contrast": contrast, "true_contrast": truth})
     return lines
 
@@ -107,9 +110,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    path, mark = args.out / "observer.jsonl", fingerprint(pretrained(args.prior))
+    path, walk = args.out / "observer.jsonl", fingerprint(pretrained(args.prior))
     rows = read_rows(path) if path.exists() else []
-    rows = [row for row in rows if row["method"] != "guided" or row.get("prior") == mark]
+    rows = [row for row in rows if row["method"] != "guided" or row.get("walk") == walk]
     with atomic_path(path) as tmp:  # without a last line that was cut short
         tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     done = {(r["seed"], r["setting"], r["method"]) for r in rows}
@@ -134,7 +137,7 @@ def main() -> None:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "prior": args.prior}
+    about = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "prior": args.prior, "walk": walk}
     write_json(args.out / "observer.json", about)
     for row in lines:
         print(row["setting"], row["method"], f"AUC {row['auc']:.3f} ({row['low']:.3f} … {row['high']:.3f})")

@@ -1,11 +1,11 @@
 """Which prior? Every variant trained for the same time on the same patients, judged on validation patients.
 
 `python benchmarks/priors.py [--minutes 6] [--patients 100] [--out DIR] [--csv FILE] [--only NAME …]`
-`python benchmarks/priors.py --judge diffspect light diffspect+light --validation 6 --csv benchmarks/shipped.csv`
-trains nothing.
+`python benchmarks/priors.py --judge diffspect light --validation 6 --csv benchmarks/shipped.csv` trains nothing.
 The number of steps follows from the time of a few, so that each variant's learning rate falls to zero at its end.
 Resumable: a variant whose checkpoint is there is only judged. The judge is the PSNR of the guided image against the
-truth, in the heart and in the field of view, mean over validation patients."""
+truth, in the heart and in the field of view: mean over validation patients, and the paired difference to the first
+judged prior with its 95 % interval. `validation_patients` says on how many it rests."""
 
 import argparse
 import time
@@ -13,20 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from diffspect_nb.cohort import FIRST_VALIDATION, held_out_study
-from diffspect_nb.files import write_csv
-from diffspect_nb.study import reduced
+from diffspect_nb.benchmark import guided, interval
 from diffspect_nb.cli_data import commit
-from diffspect_nb.files import cache_dir
-from diffspect_nb.geometry import field_of_view
-from diffspect_nb.metrics import psnr
-from diffspect_nb.reconstruction import reconstruct
-from diffspect_nb.study import Study
+from diffspect_nb.cohort import FIRST_VALIDATION, held_out_study
+from diffspect_nb.core import last
+from diffspect_nb.files import cache_dir, write_csv
+from diffspect_nb.metrics import masks_of, psnr
 from diffspect_nb.prior import pretrained
-from diffspect_nb.training import TrainConfig, train
 from diffspect_nb.slice_network import UNetConfig
+from diffspect_nb.study import Study, reduced
+from diffspect_nb.training import TrainConfig, train
 from diffspect_nb.volume_network import VolumeConfig
 
 BASE = TrainConfig(learning_rate=5e-4, cooldown=0.4, heart_weight=6.0, first_seed=400)
@@ -64,64 +61,78 @@ def seconds_per_step(config: TrainConfig, folder: Path) -> float:
     return float(np.median(times[4:]))
 
 
-def judge(name: str, studies: list[Study]) -> dict[str, float]:
-    "Mean PSNR of the guided images at each setting, and the seconds of one."
-    prior, found = pretrained(name), {}
+def judge(name: str, studies: list[Study]) -> dict[str, list[float]]:
+    "PSNR of every patient's guided image at each setting in each region, and the seconds of each."
+    method, found = guided(pretrained(name)), {"seconds": []}
     for study in studies:
-        system = study.system()
-        masks = {"heart": study.heart, "field of view": torch.from_numpy(field_of_view(study.scanner, study.grid))}
         for setting in SETTINGS:
-            low = reduced(study, setting)
             started = time.perf_counter()
-            image = reconstruct(low, system=system.keep_views(low.views), prior=prior).image
-            found.setdefault("seconds", []).append(time.perf_counter() - started)
-            for mask, where in masks.items():
+            image = last(method(reduced(study, setting))).image
+            found["seconds"].append(time.perf_counter() - started)
+            for mask, where in masks_of(study).items():
                 found.setdefault(f"{setting}, {mask}", []).append(psnr(image, study.truth, where))
-    return {k: float(np.median(v) if k == "seconds" else np.mean(v)) for k, v in found.items()}
+    return found
+
+
+def row_of(found: dict[str, list[float]], first: dict[str, list[float]]) -> dict:
+    "Means over patients, and what lies between them and the first prior's, patient by patient."
+    row = {key: float(np.median(v) if key == "seconds" else np.mean(v)) for key, v in found.items()}
+    for key in (key for key in found if key != "seconds"):
+        apart = interval([a - b for a, b in zip(found[key], first[key], strict=True)])
+        row |= dict(zip((f"{key}, {name}" for name in ("gain", "low", "high")), apart, strict=True))
+    return {"validation_patients": len(found["seconds"]) // len(SETTINGS)} | row
+
+
+def judged(names: list[str], studies: list[Study], csv: Path | None) -> None:
+    "Judge priors that are there already."
+    rows, first = [], None
+    for name in names:
+        found = judge(name, studies)
+        first = first or found
+        about = {"prior": name, "patients": len(studies), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+        rows.append(about | row_of(found, first))
+        print(rows[-1], flush=True)
+        if csv:
+            write_csv(csv, rows)
+
+
+def trained(name: str, number: int, args: argparse.Namespace) -> Path:
+    "The checkpoint of a variant, trained for the minutes asked for unless it is there."
+    folder, config = args.out / f"{number:02d}", replace(VARIANTS[name], n_studies=args.patients)
+    for _ in config.cohort.make(config.label):
+        continue
+    if not (folder / "checkpoint.safetensors").exists():
+        steps = max(20, int(60 * args.minutes / seconds_per_step(config, args.out / f"{number:02d}-timing")))
+        for _ in train(replace(config, steps=steps, warmup=min(200, steps // 5)), folder, save_every=10**9):
+            continue
+    return folder / "checkpoint.safetensors"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3, help="of training for each variant")
-    parser.add_argument("--patients", type=int, default=100)
+    parser.add_argument("--patients", type=int, default=100, help="to train on")
     parser.add_argument("--validation", type=int, default=2, help="patients to judge on")
     parser.add_argument("--out", type=Path, default=Path("out/priors"))
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--only", nargs="*", help="names, or parts of names, of variants")
-    parser.add_argument("--judge", nargs="+", metavar="PRIOR", help="only judge these; + joins an ensemble")
+    parser.add_argument("--judge", nargs="+", metavar="PRIOR", help="only judge these")
     args = parser.parse_args()
     studies = [validation_study(FIRST_VALIDATION + i) for i in range(args.validation)]
-    rows = []
-    for name in args.judge or ():
-        about = {"prior": name, "patients": len(studies), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-        rows.append(about | judge(name, studies))
-        print(rows[-1], flush=True)
-        if args.csv:
-            write_csv(args.csv, rows)
     if args.judge:
+        judged(args.judge, studies, args.csv)
         return
-    for number, (name, config) in enumerate(VARIANTS.items()):
+    rows, first = [], None
+    for number, name in enumerate(VARIANTS):
         if args.only and not any(part in name for part in args.only):
             continue
-        config = replace(config, n_studies=args.patients)
-        for _ in config.cohort.make(config.label):
-            continue
-        folder = args.out / f"{number:02d}"
-        if not (folder / "checkpoint.safetensors").exists():
-            steps = max(20, int(60 * args.minutes / seconds_per_step(config, args.out / f"{number:02d}-timing")))
-            config = replace(config, steps=steps, warmup=min(200, steps // 5))
-            for _ in train(config, folder, save_every=10**9):
-                continue
-        prior = pretrained(str(folder / "checkpoint.safetensors"))
-        row = {
-            "variant": name,
-            "parameters_M": sum(p.numel() for p in prior.net.parameters()) / 1e6,
-            "steps": prior.provenance["steps"],
-            "batch": config.batch,
-            "minutes": args.minutes,
-            "patients": args.patients,
-        }
-        rows.append(row | judge(str(folder / "checkpoint.safetensors"), studies))
+        path = trained(name, number, args)
+        prior, found = pretrained(str(path)), judge(str(path), studies)
+        first = first or found
+        row = {"variant": name, "parameters_M": sum(p.numel() for p in prior.net.parameters()) / 1e6}
+        row |= {"steps": prior.provenance["steps"], "batch": VARIANTS[name].batch}
+        row |= {"minutes": args.minutes, "patients": args.patients}
+        rows.append(row | row_of(found, first))
         print(rows[-1], flush=True)
         if args.csv:
             write_csv(args.csv, rows)

@@ -18,17 +18,16 @@ import torch
 from diffspect_nb.cli_data import commit
 from diffspect_nb.core import ImageGrid, last, usable_device
 from diffspect_nb.files import read_json, write_json
+from diffspect_nb.footprint import attenuation_factors, view_blocks
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.mlem import mlem_steps
-from diffspect_nb.prior import early_and_late, intensity_scale
 from diffspect_nb.phantom import torso
+from diffspect_nb.prior import DEFAULT_PRIOR, Prior, early_and_late, intensity_scale, pretrained
 from diffspect_nb.reconstruction import reconstruct
-from diffspect_nb.sampler import default_guidance, sample
-from diffspect_nb.study import simulate, thin
-from diffspect_nb.footprint import _build_blocks, attenuation_factors
-from diffspect_nb.system import SystemMatrix, _load_blocks, _save_blocks, cache_path
-from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
+from diffspect_nb.sampler import AnchoredWeights, anchored_walk
 from diffspect_nb.slice_network import fast_dtype
+from diffspect_nb.study import Study, simulate, thin
+from diffspect_nb.system import Measurement, SystemMatrix, _load_blocks, _save_blocks, cache_path
 
 RUNS = 5
 
@@ -90,66 +89,71 @@ class Counted:
         return self.denoise(x, t)
 
 
-@torch.no_grad()
-def measure(device: torch.device, prior_name: str) -> dict:
-    scanner, grid = dnm570c(), ImageGrid()
-    rows: dict[str, float] = {}
-    if device.type == "cpu":  # where a matrix is built, whatever it is used on
+def matrix_times(device: torch.device) -> dict[str, float]:
+    "Building, loading and attenuating the system matrix; where it is built is the processor, whatever it is used on."
+    scanner, grid, rows = dnm570c(), ImageGrid(), {}
+    if device.type == "cpu":
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / cache_path(scanner, grid).name
-            rows["build_s"] = seconds(lambda: _build_blocks(scanner, grid), 3)
-            _save_blocks(path, _build_blocks(scanner, grid))
-            shape = (scanner.n_views, *scanner.pixels)
+            path, shape = Path(folder) / cache_path(scanner, grid).name, (scanner.n_views, *scanner.pixels)
+            rows["build_s"] = seconds(lambda: view_blocks(scanner, grid), 3)
+            _save_blocks(path, view_blocks(scanner, grid))
             rows["load_s"] = seconds(lambda: SystemMatrix._from_blocks(_load_blocks(path), grid.shape, shape))
+    mu = torso(np.random.default_rng(900_002), grid).mu.to(device)
+    return rows | {"attenuation_s": seconds(lambda: attenuation_factors(mu, scanner, grid), 3)}
 
-    rng = np.random.default_rng(900_002)
-    phantom = torso(rng, grid)
-    mu = phantom.mu.to(device)
-    rows["attenuation_s"] = seconds(lambda: attenuation_factors(mu, scanner, grid), 3)
-    system = SystemMatrix.build(scanner, grid).to(device).attenuate(attenuation_factors(mu, scanner, grid))
-    study = thin(simulate(phantom, scanner, 1e7, rng, system), 0.05, rng)
+
+def product_times(measurement: Measurement) -> dict[str, float]:
+    "MLEM's iteration against the time it takes merely to read the matrix."
+    system = measurement.system
     assert system.sensitivity.sum() > 0  # computed once, outside the timing
-
-    y = study.projections.to(device)
-    rows["matrix_mb"] = system.n_bytes / 1e6
-    rows["bandwidth_gb_s"] = bandwidth_bytes_per_s(device) / 1e9
+    rows = {"matrix_mb": system.n_bytes / 1e6, "bandwidth_gb_s": bandwidth_bytes_per_s(system.device) / 1e9}
     rows["floor_ms"] = system.n_bytes / rows["bandwidth_gb_s"] / 1e6
-    ten = mlem_steps(system, y, 10_000)
-    next(ten)
-    rows["mlem_iteration_ms"] = 1e3 * seconds(lambda: next(ten), 20)
-    rows["mlem_over_floor"] = rows["mlem_iteration_ms"] / rows["floor_ms"]
+    steps = mlem_steps(measurement, 10_000)
+    next(steps)
+    rows["mlem_iteration_ms"] = 1e3 * seconds(lambda: next(steps), 20)
+    return rows | {"mlem_over_floor": rows["mlem_iteration_ms"] / rows["floor_ms"]}
 
-    early, x_in = early_and_late(system, y)
-    scale = intensity_scale(early / study.count_fraction, grid) / study.count_fraction
-    prior = pretrained(prior_name, device)
-    denoise = Counted(prior.denoiser(phantom.mu, early * scale, x_in * scale))
-    guidance, schedule = default_guidance(study.count_level), denoise.denoise.schedule
-    bare, volume = [], []
-    for _ in range(RUNS + 1):  # side by side, so that a slow moment of the machine slows both
+
+def walk_times(study: Study, measurement: Measurement, prior: Prior) -> dict[str, float]:
+    "The default walk, and its network alone on the same inputs: side by side, so that a slow moment slows both."
+    early, x_in = early_and_late(measurement)
+    scale = intensity_scale(early / study.count_fraction, study.grid) / study.count_fraction
+    denoise, weights = Counted(prior.denoiser(study.mu, early * scale, x_in * scale)), AnchoredWeights.for_study(study)
+    bare, whole = [], []
+    for _ in range(RUNS + 1):
         finish()
         started, denoise.given = time.perf_counter(), []
-        last(sample(denoise, system, y, x_in, scale, guidance, schedule))
+        last(anchored_walk(denoise, measurement, x_in, scale, weights, prior.schedule))
         finish()
         middle = time.perf_counter()
         for x, t in denoise.given:
             denoise.denoise(x, t)
         finish()
-        volume.append(middle - started)
+        whole.append(middle - started)
         bare.append(time.perf_counter() - middle)
-    rows["network_evaluations"] = sum(1 if x.ndim == 3 else len(x) for x, _ in denoise.given)
-    rows["network_s"] = statistics.median(bare[1:]) / rows["network_evaluations"]
-    rows["walk_s"] = statistics.median(volume[1:])
-    rows["walk_over_network"] = statistics.median(v / n for v, n in zip(volume[1:], bare[1:], strict=True))
-    # OSEM, walk and support
-    rows["default_s"] = seconds(lambda: reconstruct(study, guidance, system=system, prior=prior), 3)
-    plenty = default_guidance(1.0)  # listens more to the counts
-    rows["full_dose_default_s"] = seconds(lambda: reconstruct(study, plenty, system=system, prior=prior), 3)
-    many = default_guidance(study.count_level, steps=25)
-    rows["25_steps_s"] = seconds(lambda: reconstruct(study, many, system=system, prior=prior), 3)
+    evaluations = sum(1 if x.ndim == 3 else len(x) for x, _ in denoise.given)
+    rows = {"network_evaluations": evaluations, "network_s": statistics.median(bare[1:]) / evaluations}
+    over = statistics.median(v / n for v, n in zip(whole[1:], bare[1:], strict=True))
+    return rows | {"walk_s": statistics.median(whole[1:]), "walk_over_network": over}
+
+
+@torch.no_grad()
+def measure(device: torch.device, prior_name: str) -> dict:
+    "Every figure of one device and prior."
+    rng, prior, rows = np.random.default_rng(900_002), pretrained(prior_name, device), matrix_times(device)
+    study = thin(simulate(torso(rng, ImageGrid()), dnm570c(), 1e7, rng), 0.05, rng)
+    measurement = study.measurement(device)
+    rows |= product_times(measurement) | walk_times(study, measurement, prior)
+    chosen = {
+        "default_s": AnchoredWeights.for_study(study),
+        "full_dose_default_s": AnchoredWeights.for_level(1.0),  # listens more to the counts
+        "25_steps_s": AnchoredWeights.for_study(study, steps=25),
+    }
+    for name, weights in chosen.items():  # OSEM, walk and support
+        rows[name] = seconds(lambda w=weights: reconstruct(study, w, prior, measurement=measurement), 3)
     if device.type == "cuda":
         rows["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    rows["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return rows
+    return rows | {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 TARGETS = {
@@ -162,7 +166,7 @@ TARGETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped, a checkpoint, or an ensemble joined by +")
+    parser.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped, or a checkpoint")
     parser.add_argument("--json", type=Path, help="also put the numbers into this file, under the device's name")
     args = parser.parse_args()
     torch.set_num_threads(2)

@@ -7,11 +7,11 @@
    are what the module ships (printed at the end).
 2. Test patients, who took no part in that: coverage in the heart before and after.
 3. Probe: each defect real and invented, in images of OSEM and of the guided walk.
-Every finished case is kept in --out under the prior's fingerprint, and not computed again. The tables go to --keep:
+Every finished case is kept in --out under the fingerprint of network, method and settings, and not computed again: with
+another walk nothing is taken over. The tables go to --keep:
 uncertainty.csv, uncertainty_probe.csv and uncertainty.json (date, versions, calibration, areas under the curve)."""
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -27,22 +27,28 @@ import torch
 from priors import validation_study
 
 from diffspect_nb.benchmark import guided, read_rows
+from diffspect_nb.cli_data import commit
 from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION
-from diffspect_nb.files import write_csv
+from diffspect_nb.core import last
+from diffspect_nb.files import atomic_path, write_csv, write_json
+from diffspect_nb.observer import area_under_roc
+from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
+from diffspect_nb.probe import probe_pair, quick_image
 from diffspect_nb.reconstruction import versions
 from diffspect_nb.study import reduced
-from diffspect_nb.cli_data import commit
-from diffspect_nb.files import atomic_path, write_json
-from diffspect_nb.observer import area_under_roc
-from diffspect_nb.sampler import default_guidance
-from diffspect_nb.prior import pretrained
-from diffspect_nb.probe import probe_pair, quick_image
 from diffspect_nb.uncertainty import (
-    Calibration, Spread, coverage, fingerprint, fit_temperature, interval_score, posterior_samples, spread,
+    LEVELS,
+    Calibration,
+    Spread,
+    coverage,
+    fingerprint,
+    fit_temperature,
+    interval_score,
+    posterior_samples,
+    spread,
     start_worker,
 )
 
-DOSES = (0.01, 0.05, 0.2, 1.0)
 KINDS = {"same counts": False, "counts drawn again": True}
 FLOORS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2)
 FIRST_PAIR = 935_000
@@ -142,7 +148,8 @@ def tested(out: Path, seeds: Sequence[int], doses: Sequence[float], calibration:
 
 def pair(seed: int, prior: str, device: str) -> list[dict]:
     "One defect, real and invented, in any process."
-    images = {"OSEM": quick_image, "guided": guided(pretrained(prior, device))}
+    method = guided(pretrained(prior, device))
+    images = {"OSEM": quick_image, "guided": lambda study: last(method(study)).image.cpu()}
     rows = probe_pair(seed, PROBED, images) or [{"patient": seed, "setting": None}]  # too small a defect
     return [row | {"date": time.strftime("%Y-%m-%d")} for row in rows]
 
@@ -195,17 +202,16 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=6, help="test patients")
     parser.add_argument("--pairs", type=int, default=24, help="defects, each real and invented; 0: none")
     parser.add_argument("--samples", type=int, default=8, help="walks per patient and dose")
-    parser.add_argument("--doses", type=float, nargs="+", default=DOSES)
+    parser.add_argument("--doses", type=float, nargs="+", default=LEVELS)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="walks to choose from")
-    parser.add_argument("--prior", default="diffspect")
+    parser.add_argument("--prior", default=DEFAULT_PRIOR)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the walks")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("out/uncertainty"))
     parser.add_argument("--keep", type=Path, default=Path(__file__).parent, help="folder of the tables")
     args = parser.parse_args()
     mark = fingerprint(pretrained(args.prior))
-    walks = repr([default_guidance(dose) for dose in args.doses])  # other defaults, other walks
-    out = args.out / f"{mark}-{hashlib.sha256(walks.encode()).hexdigest()[:8]}"
+    out = args.out / mark
     out.mkdir(parents=True, exist_ok=True)
     validation = range(FIRST_VALIDATION, FIRST_VALIDATION + args.fit)
     test = range(FIRST_TEST, FIRST_TEST + args.test)

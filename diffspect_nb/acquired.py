@@ -55,7 +55,7 @@ def _stops(dataset: pydicom.Dataset, n: int) -> tuple[np.ndarray, np.ndarray]:  
     radius = np.full(n, radius[0]) if len(radius) == 1 else radius[stop]
     return first[which] + sense * float(rotation.AngularStep) * stop, radius
 
-
+# %% ../nbs/32_acquired.ipynb #7e2677b1
 def _turned(frames: np.ndarray, dataset: pydicom.Dataset, camera: Scanner) -> np.ndarray:
     "Frames with rows and columns along the camera's; the file says which way its own run at the first stop."
     detector, first = dataset.DetectorInformationSequence[0], camera.pinholes[0]
@@ -100,7 +100,7 @@ def share_inside(wide: ImageGrid, window: ImageGrid) -> Tensor:  # (z, y, x) of 
         shares.append(np.clip(overlap / wide.voxel_mm, 0, 1))
     return torch.from_numpy(np.einsum("i,j,k->ijk", *shares).astype(np.float32))
 
-
+# %% ../nbs/32_acquired.ipynb #96228240
 def _check_inside(grid: ImageGrid, name: str, point_mm: tuple[float, float, float]) -> None:
     "Raises `InputError` if a point (x, y, z) lies outside the grid."
     for p, c, n in zip(point_mm, grid.center_mm, grid.shape[::-1], strict=True):
@@ -143,7 +143,7 @@ def _header(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: not an Interfile header, '!INTERFILE :=' is missing")
     return keys
 
-
+# %% ../nbs/32_acquired.ipynb #1ad17d5e
 def _layout(keys: dict[str, str], path: Path) -> tuple[list[int], np.dtype, int]:
     "Sizes (slowest axis first), number type and offset in bytes that a header states; raises `InputError`."
     with reading(path, "Interfile header"):
@@ -205,7 +205,7 @@ class _StirText:
         "The words behind every key that matches a pattern."
         return [line.split() for line in re.findall(rf"^{key}:\s+(.*)$", self.text, re.MULTILINE)]
 
-
+# %% ../nbs/32_acquired.ipynb #a88ec4b7
 def _aperture_mm(collimator: _StirText, n_views: int) -> float:
     "Diameter of the hole; raises `InputError` unless every view has the same centred round one."
     holes = [tuple(words[1:7]) for words in collimator.lines(r"h\d+")]  # without the view it belongs to

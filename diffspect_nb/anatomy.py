@@ -354,6 +354,11 @@ class HeartFrame:
     base_mm: float  # base plane, along the axis (negative)
     apex_mm: float  # epicardial apex, along the axis
 
+    @property
+    def rows(self) -> np.ndarray:  # (3, 3)
+        "The unit vectors: septal, anterior, towards the apex."
+        return np.stack([self.septal, self.anterior, self.axis])
+
     def coordinates(self, x, y, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "(angle in degrees, distance from the axis in mm, height 0 … 1) of world points."
         o = self.origin_mm.astype(np.float32)

@@ -147,6 +147,8 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73")
 
 
 def _number(v: float) -> str:
+    if abs(v) >= 1e6:
+        return f"{v / 1e6:.1f}e6"
     return f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
 
 
@@ -215,6 +217,9 @@ _STYLE = """<style>
 .dsd .dsd-map img { width: 30%; max-width: 220px; margin-right: 2%; vertical-align: top; image-rendering: pixelated; }
 .dsd .dsd-row { display: flex; justify-content: space-between; gap: 8px; line-height: 1.3; margin-top: 4px; }
 .dsd .dsd-row * { white-space: nowrap; }
+.dsd .dsd-head, .dsd .dsd-head .widget-html-content { min-width: 0; width: auto; overflow: hidden; }
+.dsd .dsd-head .widget-html-content { flex: 1 1 0; }
+.dsd .dsd-controls .widget-vbox { overflow: visible; }
 .dsd .dsd-row span { color: var(--jp-ui-font-color2, #555); }
 .dsd .dsd-row span:nth-of-type(1) { flex: 1 1 0; min-width: 0; overflow: hidden; text-overflow: ellipsis; }
 .dsd .dsd-mark { position: relative; height: 9px; margin: 0 62px 0 10px; }
@@ -246,9 +251,10 @@ class Knob(w.VBox):
     "A slider under its name, a few words on what it does, and a mark at a value worth knowing."
 
     def __init__(self, slider: w.Widget, name: str, what: str = "", tip: str = ""):
-        self.slider, self._mark = slider, None
+        self.slider = slider
+        self._mark: float | None = None
         slider.description, slider.continuous_update = "", True
-        self._head, self._strip = w.HTML(), w.HTML()
+        self._head, self._strip = w.HTML().add_class("dsd-head"), w.HTML()
         super().__init__([self._head, slider, self._strip])
         self.describe(name, what, tip)
 
@@ -272,11 +278,11 @@ class Knob(w.VBox):
         share = 100 * (min(max(mark, low), high) - low) / (high - low)
         self._strip.value = f'<div class="dsd-mark"><i style="left:{share:.1f}%" title="{html.escape(said)}"></i></div>'
 
-# %% ../nbs/61_board.ipynb #342e23e8
+# %% ../nbs/61_board.ipynb #3e2b5f7e
 def title_of(name: str, setting: Setting) -> str:
     "What a weight is called on a screen: λ_dps for `lambda_dps`, else its name in words."
     spelled = name.replace("lambda", "λ")
-    return spelled if spelled == setting.symbol else name.replace("_", " ")
+    return spelled if spelled == setting.symbol else name.replace("tv_", "TV ").replace("_", " ")
 
 
 def slider_of(setting: Setting, value: float) -> w.Widget:

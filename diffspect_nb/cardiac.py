@@ -107,7 +107,7 @@ LEAST_MATCH = 0.6  # below this there is no heart in view
 APEX_MM, BASE_MM = 5.5, 5.0  # from the cup's tip to the epicardial apex, from its last ring of wall to the base plane
 OFFSETS_MM = np.array([-18.0, -12.0, -5.0, 0.0, 5.0, 12.0, 18.0])  # d, across the wall
 
-
+# %% ../nbs/33_cardiac.ipynb #69ddb98b
 class _Cup(NamedTuple):
     "Rings of points across the wall of a model ventricle, in its own coordinates."
 
@@ -128,7 +128,7 @@ def _dome(radius: float, length: float) -> _Cup:
         area,
     )
 
-
+# %% ../nbs/33_cardiac.ipynb #ba0b4779
 def _cup(radius: float, length: float, skirt: float) -> _Cup:
     "The dome, two rings on the cylinder below it, and two beyond the open base, where no wall is."
     dome = _dome(radius, length)
@@ -214,7 +214,7 @@ def _coarse_places(search: _Search) -> tuple[np.ndarray, np.ndarray, int]:  # (n
     near = (((centers - search.near) / AROUND_MM) ** 2).sum(1) < 1
     return voxels[near] + pad, centers[near], pad
 
-
+# %% ../nbs/33_cardiac.ipynb #7ca440f5
 def _coarse_matches(search: _Search) -> list[tuple[float, np.ndarray]]:
     "The four best places of the usual cup in each of twelve directions, with their match."
     voxels, centers, pad = _coarse_places(search)
@@ -235,7 +235,7 @@ def _coarse_matches(search: _Search) -> list[tuple[float, np.ndarray]]:
             ]
     return found
 
-
+# %% ../nbs/33_cardiac.ipynb #2f87cecc
 def _candidates(search: _Search, most: int = 4) -> list[np.ndarray]:  # each (8,), see `_Search`
     "The best coarse places that lie apart: by 14 mm, or by 30° of azimuth and elevation together."
     apart: list[np.ndarray] = []
@@ -274,7 +274,7 @@ def checked_image(
         raise InputError(f"{name} holds NaN or infinite values")
     return a, grid
 
-
+# %% ../nbs/33_cardiac.ipynb #64854ac5
 def in_view(ventricle: LeftVentricle, grid: ImageGrid) -> LeftVentricle:
     "The ventricle itself if its apex lies inside the grid, 8 mm from the edge or more; raises `InputError` otherwise."
     tip = ventricle.origin_mm + ventricle.apex_mm * ventricle.axis
@@ -295,7 +295,7 @@ def _largest_part(mask: ArrayLike | Tensor, grid: ImageGrid) -> np.ndarray:  # (
         raise InputError("mask is empty: leave it out to find the heart in the image")
     return (parts == 1 + np.bincount(parts.ravel())[1:].argmax()).astype(np.float32)
 
-
+# %% ../nbs/33_cardiac.ipynb #7ef0173a
 def find_ventricle(
     image: ArrayLike | Tensor,  # (z, y, x), photons per voxel or any unit
     grid: ImageGrid | None = None,  # default: 4 mm voxels in the image's shape
@@ -345,7 +345,7 @@ def look_up(image: np.ndarray, grid: ImageGrid, points_mm: np.ndarray) -> np.nda
     index = (points_mm[..., ::-1] - [axis[0] for axis in grid.axes_mm()]) / grid.voxel_mm
     return map_coordinates(image, np.moveaxis(index, -1, 0), order=1, prefilter=False)
 
-
+# %% ../nbs/33_cardiac.ipynb #8d35fd78
 def reorient(
     image: ArrayLike | Tensor,  # (z, y, x), any unit
     ventricle: LeftVentricle,
@@ -378,7 +378,7 @@ VIEWS = {
     "vertical long axis": View(lambda c, k: c[::-1, :, k].T, False, ("ANT", "APEX", "INF", "BASE"), "septal → lateral"),
 }
 
-
+# %% ../nbs/33_cardiac.ipynb #de75b17c
 def mark_directions(ax: plt.Axes, words: tuple[str, str, str, str]) -> None:
     "Write what is up, right, down and left into a panel."
     places = ((0.5, 0.99), (0.99, 0.5), (0.5, 0.01), (0.01, 0.5))

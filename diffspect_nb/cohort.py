@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,92 +22,145 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .core import ImageGrid, InputError
+from .diffusion import CEILING
 from .files import atomic_path, cache_dir
 from .footprint import attenuation_factors
-from .geometry import Scanner, dnm570c, named_scanner, tiny_grid
+from .geometry import Scanner, named_scanner, tiny_grid
 from .mlem import mlem
-from .phantom import torso
-from .diffusion import CEILING
+from .phantom import Phantom, torso
 from diffspect_nb.prior import (
-    AROUND_MM, EARLY_UPDATES, HEART_MM, LATE_UPDATES, RECOVERY, early_and_late, intensity_scale,
+    AROUND_MM,
+    EARLY_UPDATES,
+    HEART_MM,
+    LATE_UPDATES,
+    RECOVERY,
+    early_and_late,
+    intensity_scale,
 )
 from .slice_network import relative_to_water
 from .study import Mismatch, Study, central_row, keep_views, simulate, simulate_mismatched, thin
-from .system import SystemMatrix, cache_path
+from .system import Measurement, SystemMatrix, cache_path
 
 # %% auto #0
-__all__ = ['FILE_VERSION', 'KEPT', 'UNUSUAL', 'FIRST_VALIDATION', 'FIRST_TEST', 'TERRITORIES', 'draw_mismatch', 'draw_counts',
-           'simulated_study', 'training_study', 'acquisitions', 'make_patient', 'make_mlem50', 'generator_fingerprint',
-           'Patients', 'Cohort', 'held_out_study', 'simulated_patient']
+__all__ = ['FIRST_VALIDATION', 'FIRST_TEST', 'SHARED_SEED', 'TERRITORIES', 'USUAL_DEFECT', 'FILE_VERSION', 'KEPT', 'UNUSUAL',
+           'Job', 'draw_mismatch', 'draw_counts', 'painter', 'held_out_study', 'training_study', 'simulated_study',
+           'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'photons_of', 'Seen',
+           'seen_by_network', 'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort',
+           'job_groups', 'make_missing', 'load_patients']
 
-# %% ../nbs/15_cohort.ipynb #f38bb9d5
-def draw_mismatch(rng: np.random.Generator, scanners: tuple[int, int] | None = None) -> Mismatch:
-    "What an acquisition gets wrong; (seed, index) of a shared real scanner gives its holes and its grid's displacement."
+# %% ../nbs/15_cohort.ipynb #cd724659
+def draw_mismatch(
+    rng: np.random.Generator,
+    scanners: tuple[int, int] | None = None,  # (seed, index) of a shared real scanner; None: one of the patient's own
+) -> Mismatch:
+    "`Mismatch.draw`; holes and displaced voxels are the shared scanner's, CT and scatter the patient's."
     own = Mismatch.draw(rng)
     if scanners is None:
         return own
-    shared = Mismatch.draw(np.random.default_rng(list(scanners)))
+    shared = Mismatch.draw(np.random.default_rng(scanners))
     return replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
 
 
 def draw_counts(rng: np.random.Generator, low: float = 4e6, high: float = 25e6) -> float:
-    "Expected full-dose counts, log-uniform."
+    "Counts at full dose, log-uniform."
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-# %% ../nbs/15_cohort.ipynb #f126f5af
-FILE_VERSION = 2  # of a patient's file
+
+def painter(seed: int, **drawn: Any) -> Callable[[ImageGrid], Phantom]:
+    "The same patient on any grid; `drawn` is what `torso` is told instead of drawing it."
+    return lambda grid: torso(np.random.default_rng(seed), grid, **drawn)
+
+# %% ../nbs/15_cohort.ipynb #7e95dc0f
+FIRST_VALIDATION, FIRST_TEST = 910_000, 930_000
 
 
-def simulated_study(
-    seed: int,
-    scanner_name: str = "dnm570c",
-    grid: ImageGrid | None = None,
-    base: SystemMatrix | None = None,  # the scanner's matrix without attenuation, if you have it already
-) -> Study:
-    "Patient number `seed`, acquired exactly as the model says: a full-dose study with truth and its full-dose MLEM-50 reference. Counts are log-uniform in 6 … 20 million."
-    rng, grid, scanner = np.random.default_rng(seed), grid or ImageGrid(), named_scanner(scanner_name)
-    phantom = torso(rng, grid)
-    base = base or SystemMatrix.build(scanner, grid)
-    system = base.attenuate(attenuation_factors(phantom.mu, scanner, grid))
-    study = simulate(phantom, scanner, float(np.exp(rng.uniform(np.log(6e6), np.log(20e6)))), rng, system)
-    return replace(study, reference=mlem(system, study.projections, 50), meta=study.meta | {"seed": seed})
+def held_out_study(seed: int, scanner_name: str = "dnm570c", grid: ImageGrid | None = None) -> Study:
+    "Patient `seed` at full dose, acquired by a scanner of its own; counts log-uniform in 4 … 25 million."
+    grid, scanner, rng = grid or ImageGrid(), named_scanner(scanner_name), np.random.default_rng([seed, 3])
+    mismatch, counts = draw_mismatch(rng), draw_counts(rng)
+    own = mismatch.true_system(scanner, grid, cache=False)
+    study = simulate_mismatched(painter(seed), scanner, grid, counts, rng, mismatch, own)
+    return replace(study, meta=study.meta | {"seed": seed})
+
+# %% ../nbs/15_cohort.ipynb #47aec4a0
+SHARED_SEED = 570  # of the training cohort's real scanners
 
 
 @lru_cache(maxsize=1)
-def _true_system(
-    index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device = "cpu"
+def _real_system(
+    index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device
 ) -> tuple[SystemMatrix, ImageGrid]:
     "One of the training cohort's real scanners: its holes, and where its voxels lie."
-    system, around = Mismatch.draw(np.random.default_rng([570, index])).true_system(scanner, grid, cache=False)
+    real = draw_mismatch(np.random.default_rng([SHARED_SEED, index]))
+    system, around = real.true_system(scanner, grid, cache=False)
     return system.to(device), around
 
-# %% ../nbs/15_cohort.ipynb #47aec4a0
+
 def training_study(
     seed: int,
     scanner: Scanner,
     grid: ImageGrid,
-    heart: str | None = None,
-    scanners: int = 4,
+    heart: str | None = None,  # its kind (see `torso`); None: drawn
+    scanners: int = 4,  # real ones that acquire the patients in turn
     device: str | torch.device = "cpu",
 ) -> Study:
-    "Patient number `seed` of the training cohort, acquired by one of `scanners` that differ from the model, behind a misplaced CT and with scatter. `heart` is its kind (see `torso`); None: drawn."
-    rng = np.random.default_rng([seed, 1])
-    shared, own = Mismatch.draw(np.random.default_rng([570, seed % scanners])), Mismatch.draw(rng)
-    mismatch = replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
-    counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    return simulate_mismatched(
-        lambda g: torso(np.random.default_rng(seed), g, heart=heart),
-        scanner,
-        grid,
-        counts,
-        rng,
-        mismatch,
-        _true_system(seed % scanners, scanner, grid, device),
-    )
+    "Patient `seed` of the training cohort, acquired by a real scanner, behind a misplaced CT and with scatter."
+    rng, index = np.random.default_rng([seed, 1]), seed % scanners
+    mismatch, counts = draw_mismatch(rng, (SHARED_SEED, index)), draw_counts(rng)
+    real = _real_system(index, scanner, grid, device)
+    return simulate_mismatched(painter(seed, heart=heart), scanner, grid, counts, rng, mismatch, real)
+
+# %% ../nbs/15_cohort.ipynb #f126f5af
+def simulated_study(seed: int, scanner_name: str = "dnm570c", grid: ImageGrid | None = None) -> Study:
+    "Patient `seed` acquired exactly as the model says, 6 … 20 million counts; with a full-dose MLEM-50 reference."
+    rng, grid, scanner = np.random.default_rng(seed), grid or ImageGrid(), named_scanner(scanner_name)
+    phantom = torso(rng, grid)
+    return _with_reference(simulate(phantom, scanner, draw_counts(rng, 6e6, 20e6), rng), seed)
 
 
+def _with_reference(study: Study, seed: int) -> Study:
+    "The study with its full-dose MLEM-50 image and its number."
+    return replace(study, reference=mlem(study.measurement(), 50), meta=study.meta | {"seed": seed})
+
+# %% ../nbs/15_cohort.ipynb #c4ab3786
+TERRITORIES = {  # name → artery and middle of its territory, degrees
+    "none": None,
+    "anterior (LAD)": ("LAD", 25.0),
+    "lateral (LCx)": ("LCx", 270.0),
+    "inferior (RCA)": ("RCA", 180.0),
+}
+USUAL_DEFECT = {"half_extent_deg": 35.0, "height_from": 0.25, "height_to": 0.85, "edge_mm": 5.0}
+
+
+def made_defects(defect: str, severity: float) -> list[dict]:
+    "What `torso` needs for a defect of the usual size in one of `TERRITORIES`; raises `InputError`."
+    if defect not in TERRITORIES:
+        raise InputError(f"defect must be one of {list(TERRITORIES)}, got {defect!r}")
+    if not 0 <= severity <= 1:
+        raise InputError(f"severity must be in [0, 1], got {severity}")
+    if (place := TERRITORIES[defect]) is None:
+        return []
+    return [{"territory": place[0], "severity": severity, "center_deg": place[1]} | USUAL_DEFECT]
+
+# %% ../nbs/15_cohort.ipynb #4944423c
+def simulated_patient(
+    seed: int = 0,
+    sex: str = "f",
+    size: float = 1.0,
+    defect: str = "none",  # one of `TERRITORIES`
+    severity: float = 0.5,  # share of activity that it takes, 0 … 1
+    counts: float = 10e6,  # at full dose
+) -> Study:
+    "A patient made to order, acquired as the model says, with a full-dose MLEM-50 reference. Raises `InputError`."
+    rng = np.random.default_rng(seed)
+    phantom = torso(rng, defects=made_defects(defect, severity), sex=sex, size=size)
+    return _with_reference(simulate(phantom, named_scanner("dnm570c"), counts, rng), seed)
+
+# %% ../nbs/15_cohort.ipynb #d1e9e5cb
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
-    "Eight acquisitions of one patient, grouped by views: all views at full and three lower doses, and two smaller sets of views at full and one lower dose."
+    """Eight acquisitions of one patient, grouped by views.
+
+    All views at full and three lower doses; two smaller sets of views at full and one lower dose."""
 
     def dose(low):
         return float(np.exp(rng.uniform(np.log(low), np.log(0.7))))
@@ -117,65 +171,98 @@ def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
         groups.append([few, thin(few, dose(0.05), rng)])
     return groups
 
+# %% ../nbs/15_cohort.ipynb #5fd73e7a
+@lru_cache(maxsize=1)
+def _bare_system(scanner: Scanner, grid: ImageGrid, device: str | torch.device) -> SystemMatrix:
+    return SystemMatrix.build(scanner, grid).to(device)
+
+
+def modelled_system(study: Study, device: str | torch.device = "cpu") -> SystemMatrix:
+    "`study.system` of all views, on a device where the bare matrix stays from patient to patient."
+    assert study.mu is not None
+    bare = _bare_system(study.scanner, study.grid, device)
+    return bare.attenuate(attenuation_factors(study.mu.to(device), study.scanner, study.grid))
+
+
+def photons_of(study: Study, phantom: Phantom) -> float:
+    "Photons per unit of activity: a study's truth against the phantom it was made from."
+    assert study.truth is not None
+    return float(study.truth.sum() / phantom.activity.sum())
+
 # %% ../nbs/15_cohort.ipynb #45c53506
-def make_patient(path: Path, seed: int, study: Study, base: SystemMatrix, heart: str | None = None) -> None:
-    "Write what training needs of one patient: activity (normal myocardium = 1), what its defects took away, CT, heart region, and per acquisition its early and late image in the network's scale."
-    scanner, grid = study.scanner, study.grid
-    phantom, healthy = (torso(np.random.default_rng(seed), grid, defects=d, heart=heart) for d in (None, []))
-    photons = float(study.truth.sum() / phantom.activity.sum())  # per unit of activity
-    system = base.attenuate(attenuation_factors(study.mu.to(base.device), scanner, grid))
-    early, late, ratio, table = [], [], [], []
+@dataclass(frozen=True)
+class Seen:
+    "What the network sees of one acquisition."
+
+    early: Tensor  # (z, y, x), float16, network's scale
+    late: Tensor  # likewise
+    scale: float  # from full-dose photons to that scale
+    about: tuple[int, float]  # views, dose
+
+
+def seen_by_network(study: Study, seed: int, device: str | torch.device = "cpu") -> list[Seen]:
+    "The eight acquisitions of a training patient; those of the same views are reconstructed as one stack."
+    system, found = modelled_system(study, device), []
     for group in acquisitions(study, np.random.default_rng([seed, 2])):
-        images = early_and_late(system.keep_views(group[0].views), torch.stack([s.projections for s in group]))
+        counts, views = torch.stack([s.projections for s in group]), group[0].views or ()
+        images, n = early_and_late(Measurement(system.keep_views(views), counts)), len(views)
         for s, first, second in zip(group, *images, strict=True):
-            scale = intensity_scale(first / s.count_fraction, grid, len(s.views))
-            early.append((first * (scale / s.count_fraction)).clamp_max(CEILING).half().cpu())
-            late.append((second * (scale / s.count_fraction)).clamp_max(CEILING).half().cpu())
-            ratio.append(scale * photons)
-            table.append((len(s.views), s.count_fraction))
-    heart = study.heart if study.heart is not None else torch.zeros(grid.shape, dtype=torch.bool)
+            dose = s.count_fraction
+            scale = intensity_scale(first / dose, study.grid, n)
+            early, late = ((image * (scale / dose)).clamp_max(CEILING).half().cpu() for image in (first, second))
+            found.append(Seen(early, late, scale, (n, dose)))
+    return found
+
+# %% ../nbs/15_cohort.ipynb #5946303b
+def make_patient(
+    path: Path, seed: int, study: Study, heart: str | None = None, device: str | torch.device = "cpu"
+) -> None:
+    "Write what training needs of one patient; activities in units of normal myocardium."
+    phantom, healthy = painter(seed, heart=heart)(study.grid), painter(seed, heart=heart, defects=[])(study.grid)
+    photons, seen = photons_of(study, phantom), seen_by_network(study, seed, device)
+    assert study.mu is not None
     tensors = {
         "truth": phantom.activity.half(),
-        "deficit": (healthy.activity - phantom.activity).clamp(0, 1).half(),
+        "deficit": (healthy.activity - phantom.activity).clamp(0, 1).half(),  # what the defects took away
         "mu": study.mu.half(),
-        "heart": heart,
-        "early": torch.stack(early),
-        "late": torch.stack(late),
-        "ratio": torch.tensor(ratio),
-        "acquisition": torch.tensor(table),
+        "heart": torch.zeros(study.grid.shape, dtype=torch.bool) if study.heart is None else study.heart,
+        "early": torch.stack([s.early for s in seen]),
+        "late": torch.stack([s.late for s in seen]),
+        "ratio": torch.tensor([s.scale * photons for s in seen]),  # network's scale ÷ activity
+        "acquisition": torch.tensor([s.about for s in seen]),
     }
+    about = {"photons": repr(photons), "counts": repr(study.counts)}
     with atomic_path(path) as tmp:
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
-            tmp,
-            metadata={"photons": repr(photons), "counts": repr(study.counts)},
-        )
+        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata=about)
 
-# %% ../nbs/15_cohort.ipynb #e15d5d93
-def make_mlem50(path: Path, seed: int, study: Study, base: SystemMatrix, heart: str | None = None) -> None:
+
+def make_mlem50(
+    path: Path, seed: int, study: Study, heart: str | None = None, device: str | torch.device = "cpu"
+) -> None:
     "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
-    photons = float(study.truth.sum() / torso(np.random.default_rng(seed), study.grid, heart=heart).activity.sum())
-    image = mlem(
-        base.attenuate(attenuation_factors(study.mu.to(base.device), study.scanner, study.grid)), study.projections, 50
-    ).cpu()
+    photons = photons_of(study, painter(seed, heart=heart)(study.grid))
+    image = mlem(Measurement(modelled_system(study, device), study.projections), 50).cpu()
     with atomic_path(path) as tmp:
         save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
+
+# %% ../nbs/15_cohort.ipynb #e15d5d93
+FILE_VERSION = 2  # of a patient's file
 
 
 @lru_cache(maxsize=1)
 def generator_fingerprint() -> str:
-    "Hash of what the phantom generator draws (three patients on a coarse grid, rounded) and of how they are acquired: changes when the patients do, not when a comment does."
+    """Hash of what the phantom generator draws and of how it is acquired: changes when the patients do.
+
+    Three patients on a coarse grid, rounded, so that no comment and no last digit changes it."""
     drawn = [torso(np.random.default_rng(seed), tiny_grid()) for seed in range(3)]
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
-    acquired = repr(
-        (Mismatch.draw(np.random.default_rng(0)), EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM)
-    ).encode()
-    return hashlib.sha256(b"".join([*rounded, acquired])).hexdigest()
-
-
-KEPT = ("mu", "heart", "deficit", "early", "late", "ratio")  # of a patient's file, beside the label
+    rule = Mismatch.draw(np.random.default_rng(0)), EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM
+    return hashlib.sha256(b"".join([*rounded, repr(rule).encode()])).hexdigest()
 
 # %% ../nbs/15_cohort.ipynb #1d4822de
+KEPT = ("mu", "heart", "deficit", "early", "late", "ratio")  # of a patient's file, beside the label
+
+
 @dataclass(frozen=True)
 class Patients:
     "A cohort in memory, as the network sees it."
@@ -188,21 +275,18 @@ class Patients:
     late: Tensor  # likewise
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
 
-    def to(self, device) -> Patients:
+    def to(self, device: str | torch.device) -> Patients:
         "The same patients on another device: 9 MB each."
         return Patients(**{name: getattr(self, name).to(device) for name in ("label", "ct", *KEPT[1:])})
 
 # %% ../nbs/15_cohort.ipynb #bb967546
-UNUSUAL = {
-    "hypertrophic": 0.6,
-    "dilated": 0.2,
-    "small": 0.2,
-}  # kinds of heart that are rare, and how often each stands for a usual one
+UNUSUAL = {"hypertrophic": 0.6, "dilated": 0.2, "small": 0.2}  # rare kinds of heart, and their shares among these
+Job = tuple[int, str]  # a patient's seed, and "truth" or "mlem50"
 
 
 @dataclass(frozen=True)
 class Cohort:
-    "Simulated patients first_seed … first_seed + n − 1, cached on disk one file each; making them can be interrupted and resumed."
+    "Simulated patients first_seed … first_seed + n − 1, cached on disk, one file each."
 
     n: int
     first_seed: int = 0
@@ -212,155 +296,104 @@ class Cohort:
     scanners: int = 4  # "real" ones that acquire the patients in turn
 
     @property
+    def seeds(self) -> range:
+        "The patients' numbers."
+        return range(self.first_seed, self.first_seed + self.n)
+
+    @property
     def folder(self) -> Path:
         "Where the patients are kept: the name is a hash of all that shapes them."
-        key = hashlib.sha256(
-            f"{FILE_VERSION} {generator_fingerprint()} {cache_path(named_scanner(self.scanner), self.grid).name} {self.scanners}".encode()
-        ).hexdigest()[:16]
-        return cache_dir() / f"cohort-{key}"
+        matrix = cache_path(named_scanner(self.scanner), self.grid).name
+        shaped_by = f"{FILE_VERSION} {generator_fingerprint()} {matrix} {self.scanners}"
+        return cache_dir() / f"cohort-{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}"
 
     def path(self, seed: int, label: str = "truth") -> Path:
         "File of one patient; the MLEM-50 label, which takes as long as all the rest, has its own."
-        return self.folder / (
-            "-".join([f"{seed:06d}", *filter(None, [self.heart(seed)]), *(["mlem50"] if label == "mlem50" else [])])
-            + ".safetensors"
-        )
+        parts = [f"{seed:06d}", self.heart(seed), "mlem50" if label == "mlem50" else None]
+        return self.folder / ("-".join(part for part in parts if part) + ".safetensors")
 
     def heart(self, seed: int) -> str | None:
         "The kind of heart that patient is given; None: as drawn."
         rng = np.random.default_rng([seed, 3])
         return str(rng.choice(list(UNUSUAL), p=list(UNUSUAL.values()))) if rng.random() < self.unusual else None
 
+    def missing(self, label: str = "truth") -> list[Job]:
+        "What has yet to be made: each patient, and its MLEM-50 image if that is the label."
+        kinds = dict.fromkeys(["truth", label])
+        return [(seed, kind) for kind in kinds for seed in self.seeds if not self.path(seed, kind).exists()]
+
     def make(
         self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu"
     ) -> Iterator[int]:
-        "Simulate the missing patients in `workers` processes (default: one per core), yielding each seed when its file is complete; `mlem50` adds those labels. Their images are reconstructed on `device`."
-        wanted = [
-            (seed, kind)
-            for kind in dict.fromkeys(["truth", label])
-            for seed in range(self.first_seed, self.first_seed + self.n)
-        ]
-        missing = {job: path for job in wanted if not (path := self.path(*job)).exists()}
-        groups = self._groups(list(missing), workers or os.cpu_count() or 1)
-        workers = min(workers or os.cpu_count() or 1, len(groups))
-        if workers <= 1:
-            yield from (_make(self, *job, device) for group in groups for job in group)
-            return
-        SystemMatrix.build(named_scanner(self.scanner), self.grid)  # into the cache, once
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running = {pool.submit(_make_all, self, group, device) for group in groups}
-            while running:
-                done, running = wait(running, timeout=1.0)
-                for job in [job for job, path in missing.items() if path.exists()]:
-                    del missing[job]
-                    yield job[0]
-                for group in done:
-                    group.result()
+        """Simulate the missing patients, yielding each seed when its file is complete.
 
-    def _groups(self, jobs: list[tuple[int, str]], workers: int) -> list[list[tuple[int, str]]]:
-        "Jobs of one scanner each, whose matrix is then built once for all of them; a scanner has several groups where there are more workers than scanners."
-        parts = -(-workers // self.scanners)
-        by_scanner = [[job for job in jobs if job[0] % self.scanners == i] for i in range(self.scanners)]
-        return [group for mine in by_scanner for part in range(parts) if (group := mine[part::parts])]
+        In `workers` processes (default: one per core); their images are reconstructed on `device`."""
+        return make_missing(self, label, workers or os.cpu_count() or 1, device)
 
     def load(self, label: str = "truth") -> Patients:
         "All patients as the network sees them. Raises `InputError` if one is missing or damaged."
-        found: dict[str, list[Tensor]] = {name: [] for name in ("label", *KEPT)}
-        for seed in range(self.first_seed, self.first_seed + self.n):
-            try:
-                with safe_open(self.path(seed), framework="pt") as file:
-                    for name in KEPT:
-                        found[name].append(file.get_tensor(name))
-                    if label == "truth":
-                        found["label"].append(file.get_tensor("truth"))
-                if label != "truth":
-                    with safe_open(self.path(seed, label), framework="pt") as file:
-                        found["label"].append(file.get_tensor(label))
-            except (OSError, SafetensorError) as e:
-                raise InputError(
-                    f"{self.path(seed)}: patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first"
-                ) from None
-        stacked = {name: torch.stack(parts) for name, parts in found.items()}
-        mu = stacked.pop("mu")
-        return Patients(ct=relative_to_water(mu.float()).half(), **stacked)
+        return load_patients(self, label)
 
 # %% ../nbs/15_cohort.ipynb #526a54e2
-@lru_cache(maxsize=1)
-def _bare_system(scanner: str, grid: ImageGrid, device: str | torch.device) -> SystemMatrix:
-    return SystemMatrix.build(named_scanner(scanner), grid).to(device)
+def job_groups(cohort: Cohort, jobs: list[Job], workers: int) -> list[list[Job]]:
+    "Jobs of one scanner each; a scanner has several groups where there are more workers than scanners."
+    parts = -(-workers // cohort.scanners)
+    by_scanner = [[job for job in jobs if job[0] % cohort.scanners == i] for i in range(cohort.scanners)]
+    return [group for mine in by_scanner for part in range(parts) if (group := mine[part::parts])]
 
 
-def _make(cohort: Cohort, seed: int, kind: str, device: str | torch.device = "cpu") -> int:
-    "One job of `Cohort.make`, in whatever process."
-    write, heart = make_mlem50 if kind == "mlem50" else make_patient, cohort.heart(seed)
-    study = training_study(seed, named_scanner(cohort.scanner), cohort.grid, heart, cohort.scanners, device)
-    write(cohort.path(seed, kind), seed, study, _bare_system(cohort.scanner, cohort.grid, device), heart)
-    return seed
+def _make(cohort: Cohort, jobs: list[Job], device: str | torch.device = "cpu") -> Iterator[int]:
+    "Jobs in this process, one after another."
+    scanner = named_scanner(cohort.scanner)
+    for seed, kind in jobs:
+        heart = cohort.heart(seed)
+        study = training_study(seed, scanner, cohort.grid, heart, cohort.scanners, device)
+        write = make_mlem50 if kind == "mlem50" else make_patient
+        write(cohort.path(seed, kind), seed, study, heart, device)
+        yield seed
 
 
-def _make_all(cohort: Cohort, jobs: list[tuple[int, str]], device: str | torch.device) -> None:
-    "Patients of one scanner."
-    for job in jobs:
-        _make(cohort, *job, device)
-
-# %% ../nbs/15_cohort.ipynb #7e95dc0f
-FIRST_VALIDATION, FIRST_TEST = 910_000, 930_000
+def _make_all(cohort: Cohort, jobs: list[Job], device: str | torch.device) -> None:
+    "A group, in a process of a pool."
+    for _ in _make(cohort, jobs, device):
+        continue
 
 
-def held_out_study(seed: int, scanner_name: str = "dnm570c", grid: ImageGrid | None = None) -> Study:
-    "Patient `seed` at full dose, acquired by a scanner of its own (see `Mismatch.draw`); counts log-uniform in 4 … 25 million; with a full-dose MLEM-50 reference."
-    grid, scanner, rng = grid or ImageGrid(), named_scanner(scanner_name), np.random.default_rng([seed, 3])
-    mismatch = Mismatch.draw(rng)
-    counts = float(np.exp(rng.uniform(np.log(4e6), np.log(25e6))))
-    study = simulate_mismatched(
-        lambda g: torso(np.random.default_rng(seed), g),
-        scanner,
-        grid,
-        counts,
-        rng,
-        mismatch,
-        mismatch.true_system(scanner, grid, cache=False),
-    )
-    return replace(study, meta=study.meta | {"seed": seed})
+def make_missing(cohort: Cohort, label: str, workers: int, device: str | torch.device) -> Iterator[int]:
+    "What `Cohort.make` does."
+    missing = cohort.missing(label)
+    groups = job_groups(cohort, missing, workers)
+    workers = min(workers, len(groups))
+    if workers <= 1:
+        for group in groups:
+            yield from _make(cohort, group, device)
+        return
+    SystemMatrix.build(named_scanner(cohort.scanner), cohort.grid)  # into the cache, once
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {pool.submit(_make_all, cohort, group, device) for group in groups}
+        while running:
+            done, running = wait(running, timeout=1.0)
+            complete = [job for job in missing if cohort.path(*job).exists()]
+            missing = [job for job in missing if job not in complete]
+            yield from (seed for seed, _ in complete)
+            for finished in done:
+                finished.result()
 
-# %% ../nbs/15_cohort.ipynb #c4ab3786
-TERRITORIES = {
-    "none": None,
-    "anterior (LAD)": ("LAD", 25.0),
-    "lateral (LCx)": ("LCx", 270.0),
-    "inferior (RCA)": ("RCA", 180.0),
-}
-
-# %% ../nbs/15_cohort.ipynb #4944423c
-def simulated_patient(
-    seed: int = 0, sex: str = "f", size: float = 1.0, defect: str = "none", severity: float = 0.5, counts: float = 10e6
-) -> Study:
-    "A patient made to order at full dose, acquired as the model says, with a full-dose MLEM-50 reference. `defect` is one of `TERRITORIES`, `severity` the share of activity that it takes, 0 … 1."
-    if defect not in TERRITORIES:
-        raise InputError(f"defect must be one of {list(TERRITORIES)}, got {defect!r}")
-    if not 0 <= severity <= 1:
-        raise InputError(f"severity must be in [0, 1], got {severity}")
-    found = []
-    if place := TERRITORIES[defect]:
-        found = [
-            {
-                "territory": place[0],
-                "severity": severity,
-                "center_deg": place[1],
-                "half_extent_deg": 35.0,
-                "height_from": 0.25,
-                "height_to": 0.85,
-                "edge_mm": 5.0,
-            }
-        ]
-    rng = np.random.default_rng(seed)
-    phantom = torso(rng, defects=found, sex=sex, size=size)
-    scanner = dnm570c()
-    system = SystemMatrix.build(scanner, phantom.grid, phantom.mu)
-    study = simulate(phantom, scanner, counts, rng, system)
-    return replace(
-        study,
-        reference=mlem(system, study.projections, 50, background=study.background),
-        meta=study.meta | {"seed": seed},
-    )
+# %% ../nbs/15_cohort.ipynb #a7caed0d
+def load_patients(cohort: Cohort, label: str) -> Patients:
+    "What `Cohort.load` does."
+    found: dict[str, list[Tensor]] = {name: [] for name in ("label", *KEPT)}
+    for seed in cohort.seeds:
+        try:
+            with safe_open(cohort.path(seed), framework="pt") as file:
+                for name in KEPT:
+                    found[name].append(file.get_tensor(name))
+            with safe_open(cohort.path(seed, label), framework="pt") as file:
+                found["label"].append(file.get_tensor(label))
+        except (OSError, SafetensorError) as e:
+            rule = f"patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first"
+            raise InputError(f"{cohort.path(seed)}: {rule}") from None
+    stacked = {name: torch.stack(parts) for name, parts in found.items()}
+    mu = stacked.pop("mu")
+    return Patients(ct=relative_to_water(mu.float()).half(), **stacked)

@@ -92,7 +92,7 @@ def _cube_mm(spacing: list[float], path: str | Path) -> float:
     return spacing[0]
 
 # %% ../nbs/30_dicom.ipynb #1193de44
-def _read_nifti(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units; its grid
+def _nifti_volume(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units; its grid
     "A NIfTI volume of cubic voxels."
     import nibabel
 
@@ -103,7 +103,7 @@ def _read_nifti(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in s
 
 def read_activity(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units, >= 0; its grid
     "A reconstructed emission image from DICOM or NIfTI (.nii, .nii.gz), as `read_nm`; values >= 0 or `InputError`."
-    image, grid = _read_nifti(path) if str(path).endswith((".nii", ".nii.gz")) else read_nm(path)
+    image, grid = _nifti_volume(path) if str(path).endswith((".nii", ".nii.gz")) else read_nm(path)
     if not torch.isfinite(image).all() or (image < 0).any() or not (image > 0).any():
         raise InputError(f"{path}: an activity image must be finite, >= 0 and not empty")
     return image, grid

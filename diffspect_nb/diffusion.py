@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['CEILING', 'NoiseSchedule', 'cosine_schedule', 'linear_schedule', 'add_noise', 'predict_x0', 'predict_eps',
-           'timesteps', 'ddim_step', 'velocity', 'x0_from_output', 'posterior_mean', 'variance_fraction',
+__all__ = ['SCHEDULES', 'CEILING', 'NoiseSchedule', 'cosine_schedule', 'linear_schedule', 'add_noise', 'predict_x0',
+           'predict_eps', 'timesteps', 'ddim_step', 'velocity', 'x0_from_output', 'posterior_mean', 'variance_fraction',
            'variational_bound', 'hybrid_loss']
 
 # %% ../nbs/10_diffusion.ipynb #73141b2c
@@ -103,6 +103,9 @@ def cosine_schedule(
 def linear_schedule(n_steps: int = 1000, first_beta: float = 1e-4, last_beta: float = 0.02) -> NoiseSchedule:
     "β_t on a straight line (Ho et al. 2020)."
     return NoiseSchedule("linear", torch.linspace(first_beta, last_beta, n_steps, dtype=torch.float64))
+
+# %% ../nbs/10_diffusion.ipynb #6a0d1c49
+SCHEDULES = {"cosine": cosine_schedule, "linear": linear_schedule}  # name in a configuration → its maker
 
 # %% ../nbs/10_diffusion.ipynb #1a70a984
 # Largest value in the network's scale (normal myocardium = 1): MLEM in voxels that hardly any module sees can be a
@@ -236,9 +239,9 @@ def variational_bound(
     "L_vlb: T times the mean over the batch of the step's Kullback–Leibler divergence; at t = 0 of −log p(x_0 | x_1)."
     log_true = schedule.look_up(schedule.log_posterior_variance, t, v)  # log β̃
     log_model = v * schedule.look_up(schedule.betas.log(), t, v) + (1 - v) * log_true  # log σ²
-    misfit = difference.square() * (-log_model).exp()
-    divergence = 0.5 * (log_model - log_true + (log_true - log_model).exp() + misfit - 1)
-    log_loss = 0.5 * (math.log(2 * math.pi) + log_model + misfit)
+    squared = difference.square()
+    divergence = 0.5 * (log_model - log_true + (log_true - log_model).exp() + squared * (-log_model).exp() - 1)
+    log_loss = 0.5 * (math.log(2 * math.pi) + log_model + squared * (-log_model).exp())
     first = (t == 0).to(v.device).reshape(-1, *[1] * (v.ndim - 1))
     return torch.where(first, log_loss, divergence).mean() * schedule.n_steps / math.log(2)
 

@@ -6,42 +6,37 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
-from .core import ImageGrid, InputError
+from .core import WATER_PER_CM, ImageGrid, InputError
 from .geometry import Pinhole, Scanner, project_points
 
 # %% auto #0
-__all__ = ['SHIFTS', 'PRUNE', 'blur', 'acceptance', 'footprint', 'check_mu', 'attenuation_factors']
+__all__ = ['SHIFTS', 'PRUNE', 'blur', 'acceptance', 'footprint', 'FootprintTable', 'Landing', 'view_blocks', 'check_mu', 'Rays',
+           'attenuation_factors']
 
 # %% ../nbs/05_footprint.ipynb #df0178f3
-SHIFTS = 16  # sub-pixel positions per pixel and axis
-PRUNE = {
-    "pinhole": 3e-2,
-    "parallel": 5e-3,
-}  # weights below this fraction of a footprint's peak are dropped and the rest scaled up to keep the sum; a Gaussian has more to lose in its tails than a disc
-
-
 def blur(depth_mm: float, scanner: Scanner, voxel_mm: float) -> tuple[float, float]:
-    "Radius of the disc that a point paints on the detector and standard deviation of the Gaussian that blurs it, both in pixels."
-    parallel = scanner.collimator == "parallel"
-    magnification = 1.0 if parallel else scanner.focal_mm / depth_mm
-    fwhm = np.hypot(
-        scanner.intrinsic_fwhm_mm, scanner.aperture_mm * (1 + depth_mm / scanner.focal_mm) if parallel else 0.0
-    )
-    radius = 0.0 if parallel else scanner.aperture_mm / 2 * (1 + magnification)
-    return radius / scanner.pixel_mm, float(
-        np.hypot(fwhm / np.sqrt(8 * np.log(2)), voxel_mm * magnification / np.sqrt(12)) / scanner.pixel_mm
-    )
+    "Radius of the disc that a point paints and standard deviation of the Gaussian that blurs it, in pixels."
+    if scanner.collimator == "parallel":
+        radius, magnification = 0.0, 1.0
+        fwhm = np.hypot(scanner.intrinsic_fwhm_mm, scanner.aperture_mm * (1 + depth_mm / scanner.focal_mm))
+    else:
+        magnification, fwhm = scanner.focal_mm / depth_mm, scanner.intrinsic_fwhm_mm
+        radius = scanner.aperture_mm / 2 * (1 + magnification)
+    sigma = np.hypot(fwhm / np.sqrt(8 * np.log(2)), voxel_mm * magnification / np.sqrt(12))
+    return radius / scanner.pixel_mm, float(sigma / scanner.pixel_mm)
 
 
 def acceptance(depth_mm: np.ndarray, lateral2: np.ndarray, scanner: Scanner) -> np.ndarray:
-    "Share of a point's photons that the collimator lets through; `lateral2` is the squared distance from the axis, mm²."
+    "Share of a point's photons that the collimator lets through; `lateral2`: squared distance from the axis, mm²."
     if scanner.collimator == "parallel":
         d = scanner.aperture_mm
         return np.full(np.shape(depth_mm), (0.26 * d / scanner.focal_mm * d / (d + scanner.septa_mm)) ** 2)
@@ -53,6 +48,20 @@ def _margin(scanner: Scanner) -> int:
     return 8 if scanner.collimator == "pinhole" else max(8, int(np.ceil(3.2 * blur(500.0, scanner, 4.0)[1])))
 
 # %% ../nbs/05_footprint.ipynb #247ca1aa
+SHIFTS = 16  # sub-pixel positions per pixel and axis
+PRUNE = {"pinhole": 3e-2, "parallel": 5e-3}  # weights below this share of the peak are dropped; a Gaussian has tails
+
+
+def _spot(radius: float, sigma: float, half: int) -> np.ndarray:
+    "The blurred disc, `SHIFTS` samples per pixel, `half` + 1 pixels each way from its middle."
+    middle = SHIFTS * (half + 1)
+    fine = np.arange(-middle, middle + 1) / SHIFTS
+    distance = np.hypot(fine[:, None], fine[None, :])
+    if radius:
+        return gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4)
+    return np.exp(-0.5 * (distance / sigma) ** 2)
+
+
 def footprint(
     depth_mm: float,  # distance of the point from the plane of the hole, mm
     scanner: Scanner,
@@ -60,18 +69,11 @@ def footprint(
 ) -> np.ndarray:  # (SHIFTS, SHIFTS, K, K), each [a, b] sums to 1
     """Share of a point's accepted photons in each pixel round the one it projects to.
 
-    Entry [a, b] is for a centre at ((a + ½)/SHIFTS − ½, (b + ½)/SHIFTS − ½) pixels from the middle of the central pixel."""
+    Entry [a, b] is for a centre at ((a + ½)/SHIFTS − ½, (b + ½)/SHIFTS − ½) pixels from the middle of that pixel."""
     radius, sigma = blur(depth_mm, scanner, voxel_mm)
     half = int(np.ceil(radius + 3.2 * sigma))  # the patch reaches this many pixels each way
     k, middle = 2 * half + 1, SHIFTS * (half + 1)
-    fine = np.arange(-middle, middle + 1) / SHIFTS
-    distance = np.hypot(fine[:, None], fine[None, :])
-    density = (
-        gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4)
-        if radius
-        else np.exp(-0.5 * (distance / sigma) ** 2)
-    )
-    summed = np.pad(density.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    summed = np.pad(_spot(radius, sigma, half).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     start = middle + SHIFTS * np.arange(-half, half + 1)[None, :] - np.arange(SHIFTS)[:, None]  # (shift, pixel)
     lo, hi = start.reshape(-1), start.reshape(-1) + SHIFTS
     boxes = summed[np.ix_(hi, hi)] - summed[np.ix_(lo, hi)] - summed[np.ix_(hi, lo)] + summed[np.ix_(lo, lo)]
@@ -80,76 +82,94 @@ def footprint(
     return boxes / boxes.sum(axis=(2, 3), keepdims=True)
 
 # %% ../nbs/05_footprint.ipynb #b8d0ec21
-def _footprint_rows(scanner: Scanner, voxel_mm: float, depths_mm: np.ndarray):
-    "All footprints, ragged: (first entry, number of entries) for [level, a, b], then row offset, column offset and weight of each entry."
+class FootprintTable(NamedTuple):
+    "All footprints of a scanner, ragged; a footprint is a run of entries, found by [level, a, b], flat."
+
+    levels: np.ndarray  # evenly spaced depths (parallel holes; mm) or inverse depths (pinholes; 1/mm)
+    first: np.ndarray  # (levels × SHIFTS × SHIFTS,) first entry
+    number: np.ndarray  # likewise, number of entries
+    row: np.ndarray  # (entries,) int16, pixels from the one the ray lands on
+    column: np.ndarray  # likewise
+    weight: np.ndarray  # (entries,) float32, share of the accepted photons
+
+
+def _footprint_table(scanner: Scanner, grid: ImageGrid, points_mm: np.ndarray) -> FootprintTable:
+    "Footprints at 97 depths, from the nearest point to the farthest: the blur is linear in depth, the disc in 1/depth."
+    depths = np.stack([project_points(points_mm, p, scanner)[2] for p in scanner.pinholes])
+    nearest, farthest = max(depths.min(), 2 * scanner.aperture_mm), depths.max()
+    parallel = scanner.collimator == "parallel"
+    levels = np.linspace(nearest, farthest, 97) if parallel else np.linspace(1 / farthest, 1 / nearest, 97)
     counts, parts = [], []
-    for depth in depths_mm:
-        table = footprint(depth, scanner, voxel_mm)
+    for depth in levels if parallel else 1 / levels:
+        table = footprint(depth, scanner, grid.voxel_mm)
         half = table.shape[-1] // 2
         a, b, r, c = np.nonzero(table)
         counts.append(np.bincount(a * SHIFTS + b, minlength=SHIFTS * SHIFTS))
         parts.append(((r - half).astype(np.int16), (c - half).astype(np.int16), table[a, b, r, c].astype(np.float32)))
     n = np.concatenate(counts)
-    return np.cumsum(n) - n, n, *(np.concatenate(column) for column in zip(*parts, strict=True))
+    row, column, weight = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return FootprintTable(levels, np.cumsum(n) - n, n, row, column, weight)
 
 # %% ../nbs/05_footprint.ipynb #0dffc3a2
-def _view_block(
-    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray, ragged
-) -> scipy.sparse.csr_matrix:
-    "One view of the system matrix, transposed: (voxels, pixels), float32."
-    first, number, row_offset, col_offset, weight = ragged
-    rows, cols = scanner.pixels
+class Landing(NamedTuple):
+    "Where the voxels that one module may see land on its detector; arrays of one length."
+
+    voxel: np.ndarray  # index, flat
+    row: np.ndarray  # pixel, int
+    column: np.ndarray  # pixel, int
+    entry: np.ndarray  # of the footprint table: level and sub-pixel shift
+    gain: np.ndarray  # share of the photons that the collimator lets through
+
+
+def _landing(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray) -> Landing:
+    "Project all voxels through one hole; those whose footprint cannot reach the detector are left out."
     row, col, depth = project_points(points_mm, pinhole, scanner)
-    reach = _margin(scanner)
-    seen = (
-        (depth > scanner.aperture_mm)
-        & (np.abs(row - (rows - 1) / 2) < rows / 2 + reach)
-        & (np.abs(col - (cols - 1) / 2) < cols / 2 + reach)
-    )
-    voxel = np.flatnonzero(seen)
+    (rows, cols), reach = scanner.pixels, _margin(scanner)
+    near_rows = np.abs(row - (rows - 1) / 2) < rows / 2 + reach
+    near_columns = np.abs(col - (cols - 1) / 2) < cols / 2 + reach
+    voxel = np.flatnonzero((depth > scanner.aperture_mm) & near_rows & near_columns)
     row, col, depth = row[voxel], col[voxel], depth[voxel]
-    lateral2 = ((points_mm[voxel] - pinhole.position_mm) ** 2).sum(1) - depth**2
-    gain = acceptance(depth, lateral2, scanner)
+    gain = acceptance(depth, ((points_mm[voxel] - pinhole.position_mm) ** 2).sum(1) - depth**2, scanner)
     row0, col0 = np.floor(row + 0.5).astype(int), np.floor(col + 0.5).astype(int)
     a = np.minimum(((row + 0.5 - row0) * SHIFTS).astype(int), SHIFTS - 1)
     b = np.minimum(((col + 0.5 - col0) * SHIFTS).astype(int), SHIFTS - 1)
     where = depth if scanner.collimator == "parallel" else 1 / depth
-    level = np.rint((where - levels[0]) / max(levels[1] - levels[0], 1e-12)).astype(
-        int
-    )  # all voxels may lie at one depth
-    entry = (np.clip(level, 0, len(levels) - 1) * SHIFTS + a) * SHIFTS + b
+    spacing = max(levels[1] - levels[0], 1e-12)  # all voxels may lie at one depth
+    level = np.clip(np.rint((where - levels[0]) / spacing).astype(int), 0, len(levels) - 1)
+    return Landing(voxel, row0, col0, (level * SHIFTS + a) * SHIFTS + b, gain)
 
-    n = number[entry]
-    index = np.arange(n.sum(), dtype=np.int32) + np.repeat((first[entry] - (np.cumsum(n) - n)).astype(np.int32), n)
-    r = np.repeat(row0.astype(np.int16), n) + row_offset[index]
-    c = np.repeat(col0.astype(np.int16), n) + col_offset[index]
+# %% ../nbs/05_footprint.ipynb #f513a275
+def _view_block(
+    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, table: FootprintTable
+) -> scipy.sparse.csr_matrix:
+    "One view of the system matrix, transposed: (voxels, pixels), float32."
+    rows, cols = scanner.pixels
+    voxel, row, column, entry, gain = _landing(pinhole, scanner, points_mm, table.levels)
+    n = table.number[entry]
+    begin = np.cumsum(n) - n  # of each voxel's run in the arrays below
+    index = np.arange(n.sum(), dtype=np.int32) + np.repeat((table.first[entry] - begin).astype(np.int32), n)
+    r = np.repeat(row.astype(np.int16), n) + table.row[index]
+    c = np.repeat(column.astype(np.int16), n) + table.column[index]
     on_detector = (r >= 0) & (r < rows) & (c >= 0) & (c < cols)
-    values = (weight[index] * np.repeat(gain.astype(np.float32), n))[on_detector]
+    values = (table.weight[index] * np.repeat(gain.astype(np.float32), n))[on_detector]
     pixel = r[on_detector].astype(np.int32) * cols + c[on_detector]
     kept = np.zeros(len(points_mm) + 1, dtype=np.int32)
-    kept[voxel + 1] = np.add.reduceat(on_detector, np.cumsum(n) - n, dtype=np.int32) if len(n) else 0
-    return scipy.sparse.csr_matrix(
-        (values, pixel, np.cumsum(kept, dtype=np.int32)), shape=(len(points_mm), rows * cols)
-    )
+    kept[voxel + 1] = np.add.reduceat(on_detector, begin, dtype=np.int32) if len(n) else 0
+    ends = np.cumsum(kept, dtype=np.int32)
+    return scipy.sparse.csr_matrix((values, pixel, ends), shape=(len(points_mm), rows * cols))
 
 # %% ../nbs/05_footprint.ipynb #22cd7541
-def _build_blocks(scanner: Scanner, grid: ImageGrid) -> list[scipy.sparse.csr_matrix]:
-    "The transposed blocks of all views."
+def view_blocks(scanner: Scanner, grid: ImageGrid) -> list[scipy.sparse.csr_matrix]:
+    "The system matrix without attenuation: for each view its transposed block, (voxels, pixels), float32."
     points = grid.centers_mm()
-    depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
-    nearest, farthest = max(depths.min(), 2 * scanner.aperture_mm), depths.max()
-    parallel = scanner.collimator == "parallel"
-    levels = (
-        np.linspace(nearest, farthest, 97) if parallel else np.linspace(1 / farthest, 1 / nearest, 97)
-    )  # the blur is linear in depth, the disc's size in 1/depth
-    ragged = _footprint_rows(scanner, grid.voxel_mm, levels if parallel else 1 / levels)
+    table = _footprint_table(scanner, grid, points)
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda p: _view_block(p, scanner, points, levels, ragged), scanner.pinholes))
+        return list(pool.map(lambda p: _view_block(p, scanner, points, table), scanner.pinholes))
 
 # %% ../nbs/05_footprint.ipynb #94d5cb27
 def check_mu(mu: Tensor, grid_shape: tuple[int, int, int], source: str = "mu") -> None:
-    "Raise `InputError` unless μ is finite, of the grid's shape and in cm⁻¹ (mm⁻¹ and Hounsfield units are recognised by their range)."
-    mu = torch.as_tensor(mu)
+    "Raise `InputError` unless μ is finite, of the grid's shape and in cm⁻¹; other units are told by their range."
+    mu, water = torch.as_tensor(mu), f"water {WATER_PER_CM}"
     if tuple(mu.shape) != tuple(grid_shape):
         raise InputError(f"{source}: mu must have the grid's shape {tuple(grid_shape)}, got {tuple(mu.shape)}")
     if not torch.isfinite(mu).all():
@@ -157,16 +177,63 @@ def check_mu(mu: Tensor, grid_shape: tuple[int, int, int], source: str = "mu") -
     low, high = float(mu.min()), float(mu.max())
     if low < -1 or high > 5:
         raise InputError(
-            f"{source}: mu must be in cm⁻¹ (water 0.154), but {low:.4g} … {high:.4g} looks like Hounsfield units"
+            f"{source}: mu must be in cm⁻¹ ({water}), but {low:.4g} … {high:.4g} looks like Hounsfield units"
         )
     if low < 0:
         raise InputError(f"{source}: mu must be >= 0 cm⁻¹, its minimum is {low:.4g}")
     if 0 < high < 0.06:
-        raise InputError(f"{source}: mu must be in cm⁻¹ (water 0.154), but a maximum of {high:.4g} looks like mm⁻¹")
+        raise InputError(f"{source}: mu must be in cm⁻¹ ({water}), but a maximum of {high:.4g} looks like mm⁻¹")
     if high > 1:
         raise InputError(f"{source}: mu must be in cm⁻¹ (cortical bone 0.293), its maximum is {high:.4g}")
 
 # %% ../nbs/05_footprint.ipynb #d5168f9e
+class Rays(NamedTuple):
+    "One module's rays, a square lattice of lateral offset ÷ depth (parallel holes: of lateral offset, mm)."
+
+    hole: Tensor  # (3,) mm, likewise the unit vectors
+    axis: Tensor
+    row: Tensor
+    column: Tensor
+    half: float  # largest offset looked up
+    number: int  # of rays across, one voxel apart (pinhole: at 150 mm)
+    parallel: bool
+
+
+def _rays(pinhole: Pinhole, scanner: Scanner, grid: ImageGrid, like: Tensor) -> Rays:
+    "Rays to every pixel that a footprint may reach, as tensors of the given kind."
+    parallel = scanner.collimator == "parallel"
+    half = (max(scanner.pixels) / 2 + _margin(scanner)) * scanner.pixel_mm / (1 if parallel else scanner.focal_mm)
+    number = 2 * int(np.ceil(half * (1 if parallel else 150) / grid.voxel_mm)) + 1
+    vectors = (pinhole.position_mm, pinhole.axis, pinhole.row, pinhole.column)
+    hole, axis, row, column = (torch.tensor(v).to(like) for v in vectors)
+    return Rays(hole, axis, row, column, half, number, parallel)
+
+
+def _path_integrals(rays: Rays, mu_per_mm: Tensor, grid: ImageGrid, n_depth: int, step_mm: float) -> Tensor:
+    "∫μ dℓ from the hole to the far end of each step along each ray: (depth, row offset, column offset)."
+    h = (torch.arange(n_depth, device=mu_per_mm.device) + 0.5) * step_mm
+    u = torch.linspace(-rays.half, rays.half, rays.number, device=mu_per_mm.device)
+    lateral = u[:, None, None] * rays.row + u[None, :, None] * rays.column  # (U, U, 3)
+    direction = rays.axis.expand_as(lateral) if rays.parallel else rays.axis + lateral
+    at = rays.hole + h[:, None, None, None] * direction + (lateral if rays.parallel else 0)  # (H, U, U, 3), mm
+    extent = torch.tensor(grid.shape[::-1]).to(mu_per_mm) * grid.voxel_mm / 2  # half edges x, y, z; mm
+    center = torch.tensor(grid.center_mm).to(mu_per_mm)
+    on_rays = grid_sample(mu_per_mm[None, None], ((at - center) / extent)[None], align_corners=False)[0, 0]
+    return on_rays.cumsum(0) * step_mm * direction.norm(dim=-1)
+
+
+def _look_up(rays: Rays, path: Tensor, q: Tensor, step_mm: float) -> tuple[Tensor, Tensor]:
+    "Indices of the points q (from the hole, mm) that the rays reach, and ∫μ dℓ from the hole to each of them."
+    depth = q @ rays.axis
+    spread = torch.ones_like(depth) if rays.parallel else depth
+    beside = ((q @ rays.row).abs() < rays.half * spread) & ((q @ rays.column).abs() < rays.half * spread)
+    inside = torch.nonzero((depth > step_mm) & beside).ravel()
+    wide, along = spread[inside] * rays.half, (depth[inside] / step_mm - 1) / (len(path) - 1) * 2 - 1
+    where = torch.stack([(q[inside] @ rays.column) / wide, (q[inside] @ rays.row) / wide, along], dim=-1)
+    found = grid_sample(path[None, None], where[None, None, None], align_corners=True, padding_mode="border")
+    return inside, found[0, 0, 0, 0]
+
+# %% ../nbs/05_footprint.ipynb #4aadcb70
 def attenuation_factors(
     mu: Tensor,  # attenuation map, (z, y, x), cm⁻¹
     scanner: Scanner,
@@ -175,47 +242,17 @@ def attenuation_factors(
 ) -> Tensor:  # (views, voxels), 0 … 1, float32, where mu is
     """Fraction of the photons from each voxel's centre that reaches each hole.
 
-    Voxels outside a module's cone get 1: the module does not see them. Raises `InputError` where μ is not a map in cm⁻¹ on the grid."""
+    Voxels outside a module's cone get 1: the module does not see them. Raises `InputError` where μ is not a map in
+    cm⁻¹ on the grid."""
     check_mu(mu, grid.shape)
-    volume = torch.as_tensor(mu, dtype=torch.float32)[None, None] / 10  # 1/mm
-    points = torch.as_tensor(grid.centers_mm()).to(volume)
-    extent = torch.tensor(grid.shape[::-1]).to(volume) * grid.voxel_mm / 2  # half edges x, y, z; mm
-    center = torch.tensor(grid.center_mm).to(volume)
-    parallel = scanner.collimator == "parallel"
-    half = (
-        (max(scanner.pixels) / 2 + _margin(scanner)) * scanner.pixel_mm / (1 if parallel else scanner.focal_mm)
-    )  # widest tangent (parallel: offset in mm) looked up
-    n_lateral = (
-        2 * int(np.ceil(half * (1 if parallel else 150) / grid.voxel_mm)) + 1
-    )  # one voxel apart (pinhole: at 150 mm)
-    factors = torch.ones(scanner.n_views, grid.n_voxels, device=volume.device)
+    mu_per_mm = torch.as_tensor(mu, dtype=torch.float32) / 10
+    points = torch.as_tensor(grid.centers_mm()).to(mu_per_mm)
+    factors = torch.ones(scanner.n_views, grid.n_voxels, device=mu_per_mm.device)
     for view, pinhole in enumerate(scanner.pinholes):
-        hole, axis, row, col = (
-            torch.tensor(v).to(volume) for v in (pinhole.position_mm, pinhole.axis, pinhole.row, pinhole.column)
-        )
-        q = points - hole
-        depth = q @ axis
-        n_depth = int(np.ceil(float(depth.max()) / step_mm)) + 2
-        h = (torch.arange(n_depth, device=volume.device) + 0.5) * step_mm
-        u = torch.linspace(-half, half, n_lateral, device=volume.device)
-        lateral = u[:, None, None] * row + u[None, :, None] * col  # (U, U, 3)
-        direction = axis.expand_as(lateral) if parallel else axis + lateral
-        rays = hole + h[:, None, None, None] * direction + (lateral if parallel else 0)  # (H, U, U, 3), mm
-        mu_on_rays = torch.nn.functional.grid_sample(volume, ((rays - center) / extent)[None], align_corners=False)[
-            0, 0
-        ]
-        path = mu_on_rays.cumsum(0) * step_mm * direction.norm(dim=-1)  # up to the far end of each step
-
-        spread = torch.ones_like(depth) if parallel else depth
-        inside = torch.nonzero(
-            (depth > step_mm) & ((q @ row).abs() < half * spread) & ((q @ col).abs() < half * spread)
-        ).ravel()
-        d, wide = depth[inside], spread[inside] * half
-        where = torch.stack(
-            [(q[inside] @ col) / wide, (q[inside] @ row) / wide, (d / step_mm - 1) / (n_depth - 1) * 2 - 1], dim=-1
-        )
-        integral = torch.nn.functional.grid_sample(
-            path[None, None], where[None, None, None], align_corners=True, padding_mode="border"
-        )
-        factors[view, inside] = torch.exp(-integral[0, 0, 0, 0])
+        rays = _rays(pinhole, scanner, grid, mu_per_mm)
+        q = points - rays.hole
+        n_depth = int(np.ceil(float((q @ rays.axis).max()) / step_mm)) + 2
+        path = _path_integrals(rays, mu_per_mm, grid, n_depth, step_mm)
+        inside, integral = _look_up(rays, path, q, step_mm)
+        factors[view, inside] = torch.exp(-integral)
     return factors

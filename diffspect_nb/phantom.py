@@ -40,8 +40,8 @@ from diffspect_nb.anatomy import (
 from .core import WATER_PER_CM, ImageGrid, InputError
 
 # %% auto #0
-__all__ = ['REACH_MM', 'MU_SOFT', 'MU_FAT', 'MU_LUNG', 'MU_BONE_MAX', 'MU_ORGAN', 'MU_BREAST', 'CLEAR', 'FINE_MM', 'Phantom',
-           'torso_solid', 'TorsoPainter', 'torso', 'lv_wall_share', 'dilate', 'heart_mask']
+__all__ = ['REACH_MM', 'MU_SOFT', 'MU_FAT', 'MU_LUNG', 'MU_BONE_MAX', 'MU_ORGAN', 'MU_BREAST', 'CLEAR', 'Phantom', 'torso_solid',
+           'TorsoPainter', 'torso', 'lv_wall_share', 'dilate', 'heart_mask']
 
 # %% ../nbs/04_phantom.ipynb #4b11e9a8
 @dataclass(frozen=True)
@@ -163,15 +163,9 @@ class TorsoPainter:
         "The body."
         return torso_solid(self.body)
 
-    @property
-    def pleura(self) -> Solid:
-        "What lies within the chest wall."
-        return grow(self.skin, -(self.body["fat_mm"] + self.body["wall_mm"]))
-
-    @property
-    def belly(self) -> Solid:
-        "What organs of the abdomen stay within."
-        return grow(self.skin, -(self.body["fat_mm"] + self.body["wall_mm"] - 4))
+    def inside(self, margin_mm: float = 0.0) -> Solid:
+        "What lies within the chest wall, or so many mm into it."
+        return grow(self.skin, -(self.body["fat_mm"] + self.body["wall_mm"] - margin_mm))
 
     def at(self, across: float, deep: float, z_mm: float) -> list[float]:
         "A point (x, y, z), mm, so many half widths to the left of the body's middle and half depths behind it."
@@ -209,7 +203,7 @@ def _paint_lungs(p: TorsoPainter) -> tuple[Solid, dict]:
         radii = [0.47 * p.body["half_width_mm"], 0.8 * p.body["half_depth_mm"], height]
         domes[side] = ellipsoid(p.at(side * 0.44, 0, top - height), radii)
         floor, half = half_space([0, 0, top - 60], [0, 0, -1]), half_space([cx, 0, 0], [-side, 0, 0])
-        lung = intersect(subtract(subtract(p.pleura, mediastinum), domes[side]), floor, half)
+        lung = intersect(subtract(subtract(p.inside(), mediastinum), domes[side]), floor, half)
         p.paint(lung, Tissue.LUNG, p.uptake["lung"], MU_LUNG)
     return domes[-1], {"mediastinum_half_width_mm": half_width}
 
@@ -218,10 +212,10 @@ def _paint_liver(p: TorsoPainter, right_dome: Solid) -> dict:
     "It fills the right dome of the diaphragm and reaches with its left lobe below the heart."
     right, left = p.body["dome_right_mm"], p.body["dome_left_mm"]
     bottom = right - float(p.rng.uniform(120, 170))
-    right_lobe = intersect(grow(right_dome, -3), p.belly, half_space([0, 0, bottom], [0, 0, -1]))
+    right_lobe = intersect(grow(right_dome, -3), p.inside(4), half_space([0, 0, bottom], [0, 0, -1]))
     x, y, z = p.at(-0.1, -0.35, min(left, right) - 42)
     left_lobe = ellipsoid([x + float(p.rng.uniform(0.0, 0.35)) * 40, y, z], [75, 48, 36])
-    p.paint(intersect(unite(right_lobe, left_lobe), p.belly), Tissue.LIVER, p.uptake["liver"], MU_ORGAN)
+    p.paint(intersect(unite(right_lobe, left_lobe), p.inside(4)), Tissue.LIVER, p.uptake["liver"], MU_ORGAN)
     return {"liver_bottom_mm": bottom}
 
 
@@ -229,10 +223,10 @@ def _paint_spleen_and_stomach(p: TorsoPainter) -> dict:
     "Under the left dome; in four of ten the stomach holds gas."
     top = p.body["dome_left_mm"]
     spleen = ellipsoid(p.at(0.58, 0.42, top - float(p.rng.uniform(35, 55))), [26, 34, 46])
-    p.paint(intersect(spleen, p.belly), Tissue.SPLEEN, p.uptake["spleen"], MU_ORGAN)
+    p.paint(intersect(spleen, p.inside(4)), Tissue.SPLEEN, p.uptake["spleen"], MU_ORGAN)
     radii = np.array([44, 38, 36]) * float(p.rng.uniform(0.75, 1.15))
     middle = np.array(p.at(0.42, -0.15, top - radii[2] - float(p.rng.uniform(4, 14))))
-    p.paint(intersect(ellipsoid(middle, radii), p.belly), Tissue.STOMACH, p.uptake["stomach"], MU_SOFT)
+    p.paint(intersect(ellipsoid(middle, radii), p.inside(4)), Tissue.STOMACH, p.uptake["stomach"], MU_SOFT)
     gas = bool(p.rng.random() < 0.4)
     if gas:
         bubble = ellipsoid(middle - [0, 0.35 * radii[1], -3], radii * [0.55, 0.4, 0.5])
@@ -249,11 +243,11 @@ def _paint_bowel(p: TorsoPainter) -> dict:
         side = unit_vector(np.cross(lie, [0.3, 0.5, 0.8]))
         radii = [rng.uniform(20, 50), rng.uniform(8, 17), rng.uniform(8, 17)]
         loop = ellipsoid(middle, radii, np.stack([lie, side, np.cross(lie, side)]))
-        p.paint(intersect(loop, p.belly), Tissue.GUT, p.uptake["gut"] * rng.uniform(0.4, 1.0), MU_SOFT)
+        p.paint(intersect(loop, p.inside(4)), Tissue.GUT, p.uptake["gut"] * rng.uniform(0.4, 1.0), MU_SOFT)
     if p.uptake["gall_bladder"] > 0:
         x, y, _ = p.at(-0.3, -0.45, 0)
         bladder = ellipsoid([x + rng.uniform(-15, 15), y, p.body["dome_right_mm"] - rng.uniform(70, 115)], [14, 16, 26])
-        p.canvas.paint(intersect(bladder, p.belly), Tissue.GALL_BLADDER, p.uptake["gall_bladder"], MU_SOFT)
+        p.canvas.paint(intersect(bladder, p.inside(4)), Tissue.GALL_BLADDER, p.uptake["gall_bladder"], MU_SOFT)
     return {"gut_loops": loops}
 
 # %% ../nbs/04_phantom.ipynb #6152d299
@@ -265,7 +259,7 @@ def _paint_spots(p: TorsoPainter) -> dict:
         middle = p.at(rng.uniform(-0.8, 0.8), rng.uniform(-0.8, 0.8), rng.uniform(-90, 90))
         lie = unit_vector(rng.standard_normal(3))
         spot = bullet(middle, rng.uniform(5, 22), rng.uniform(8, 45), lie, rng.uniform(1.6, 3))
-        p.paint(intersect(spot, p.belly), Tissue.BODY, rng.uniform(0.05, 1.2), MU_SOFT)
+        p.paint(intersect(spot, p.inside(4)), Tissue.BODY, rng.uniform(0.05, 1.2), MU_SOFT)
     return {"spots": spots}
 
 
@@ -325,32 +319,27 @@ def _paint_torso(p: TorsoPainter, sex: str, heart: dict) -> dict:
     return arms | spots | bones | bowel | stomach | liver | chest
 
 # %% ../nbs/04_phantom.ipynb #17496a72
-FINE_MM = 2.0  # sub-voxels of the thin walls
-
-
 def _right_ventricle(frame: HeartFrame, radius_mm: float) -> tuple[Solid, Solid]:
     "With its cavity, and the cavity: ellipsoids beside the septum, cut at the base."
-    axes = np.stack([frame.septal, frame.anterior, frame.axis])
     middle = frame.origin_mm + 0.72 * radius_mm * frame.septal - 4 * frame.axis
     radii = np.array([0.95 * radius_mm, 1.02 * radius_mm, 0.86 * frame.apex_mm])
     base = half_space(frame.origin_mm + (frame.base_mm - 4) * frame.axis, -frame.axis)
-    return intersect(ellipsoid(middle, radii, axes), base), intersect(ellipsoid(middle, radii - 4, axes), base)
+    wall, cavity = (intersect(ellipsoid(middle, r, frame.rows), base) for r in (radii, radii - 4))
+    return wall, cavity
 
 
 def _atria_and_aorta(frame: HeartFrame, radius_mm: float) -> Solid:
     "What lies behind the base of the ventricles."
-    axes = np.stack([frame.septal, frame.anterior, frame.axis])
     base = frame.origin_mm + frame.base_mm * frame.axis
-    left = ellipsoid(base - 24 * frame.axis - 4 * frame.septal, [28, 26, 24], axes)
-    right = ellipsoid(base - 16 * frame.axis + 1.25 * radius_mm * frame.septal, [26, 28, 26], axes)
+    left = ellipsoid(base - 24 * frame.axis - 4 * frame.septal, [28, 26, 24], frame.rows)
+    right = ellipsoid(base - 16 * frame.axis + 1.25 * radius_mm * frame.septal, [26, 28, 26], frame.rows)
     at_valve = base - 22 * frame.axis + 20 * frame.septal + 30 * frame.anterior
     return unite(left, right, ellipsoid(at_valve, [15, 15, 45], np.eye(3)))
 
 
 def _pericardium(frame: HeartFrame, radius_mm: float, right_ventricle: Solid) -> Solid:
     "The sack of fat round both ventricles."
-    axes = np.stack([frame.septal, frame.anterior, frame.axis])
-    around = ellipsoid(frame.origin_mm, [radius_mm + 6, radius_mm + 6, frame.apex_mm + 6], axes)
+    around = ellipsoid(frame.origin_mm, [radius_mm + 6, radius_mm + 6, frame.apex_mm + 6], frame.rows)
     behind = frame.origin_mm + frame.base_mm * frame.axis - 6 * frame.axis
     return unite(grow(right_ventricle, 5), intersect(around, half_space(behind, -frame.axis)))
 
@@ -372,16 +361,15 @@ def _wall_uptake(frame: HeartFrame, uptake: dict, defects: Sequence[dict], grain
     return value
 
 
-def _paint_heart(
-    canvas: Canvas, noise: np.random.Generator, heart: dict, uptake: dict, defects: Sequence[dict]
-) -> None:
+def _paint_heart(p: TorsoPainter, noise: np.random.Generator, heart: dict, defects: Sequence[dict]) -> None:
     "Fat, atria, right ventricle, left ventricle, with the defects in its wall."
+    canvas, uptake = p.canvas, p.uptake
     frame, radius = heart_frame(heart), heart["inner_radius_mm"] + mean_wall_mm(heart)
     right, right_cavity = _right_ventricle(frame, radius)
     canvas.paint(_pericardium(frame, radius, right), Tissue.BODY, uptake["fat"] + 0.02, 0.150)
     canvas.paint(_atria_and_aorta(frame, radius), Tissue.BLOOD, uptake["blood"], MU_SOFT)
     grain, surface = texture(noise, uptake["wall_texture"]), texture(noise, 1.0, 30.0)
-    fine = (MU_SOFT, FINE_MM, heart["motion_mm"])
+    fine = (MU_SOFT, 2.0, heart["motion_mm"])  # sub-voxels of 2 mm, since the walls are thin
     canvas.paint(right, Tissue.RV_WALL, lambda *at: np.float32(uptake["right_ventricle"]) * grain(*at), *fine)
     canvas.paint(right_cavity, Tissue.RV_CAVITY, uptake["blood"], *fine)
     left, left_cavity = (ripple(solid, surface, heart["unevenness_mm"]) for solid in lv_solids(heart))
@@ -427,7 +415,7 @@ def torso(
     canvas = Canvas(ImageGrid() if grid is None else grid)
     painter = TorsoPainter(canvas, anatomy, body, uptake, texture(noise, uptake["organ_texture"]))
     organs = _paint_torso(painter, sex, ventricle)
-    _paint_heart(canvas, noise, ventricle, uptake, found)
+    _paint_heart(painter, noise, ventricle, found)
     mu = np.minimum(canvas.mu, np.float32(MU_BONE_MAX))
     activity, mu, labels = (torch.from_numpy(a) for a in (canvas.activity, mu, canvas.labels))
     meta = {"sex": sex, "heart": ventricle, "body": body, "uptake": uptake, "organs": organs}
@@ -452,5 +440,5 @@ def dilate(mask: Tensor, voxels: int) -> Tensor:  # (z, y, x) bool
 
 
 def heart_mask(phantom: Phantom, dilate_voxels: int = 5) -> Tensor:  # (z, y, x) bool
-    "The region in which the heart is scored: voxels at least half filled by its left wall, dilated."
+    "The region in which the heart is scored: voxels at least half left-ventricular wall, dilated."
     return dilate(lv_wall_share(phantom) >= 0.5, dilate_voxels)

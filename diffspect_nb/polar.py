@@ -94,7 +94,7 @@ def _meet(v: LeftVentricle, start: float, tilt: float) -> float:  # mm
     q = (rho / v.radius_mm) ** 2 + (np.maximum(along, 0) / (v.apex_mm - APEX_MM)) ** 2
     return float(s[np.argmax(q >= 1)])
 
-
+# %% ../nbs/34_polar.ipynb #548f74ea
 def _usual_wall(v: LeftVentricle) -> tuple[np.ndarray, np.ndarray]:  # (row,) mm; (row,) shares that sum to 1
     "Where each row's rays meet the middle of the usual wall, and how much of the wall's area the row stands for."
     middles = np.array([_meet(v, *_ray_at(v, (k + 0.5) / ROWS)) for k in range(ROWS)])
@@ -179,7 +179,7 @@ def _crossing(disc: PolarMap, surface_mm: np.ndarray, name: str) -> tuple[np.nda
     along, up, septal = (np.concatenate([f[::-1, one], f[:, other]]) for f in (along, up, septal))
     return (-septal, -along) if horizontal else (along, -up)
 
-
+# %% ../nbs/34_polar.ipynb #1a3359ab
 def show_surfaces(
     image: ArrayLike | Tensor, disc: PolarMap, grid: ImageGrid | None = None, title: str = ""
 ) -> plt.Figure:
@@ -250,13 +250,13 @@ class PolarScale:
     unit: str = "% of maximum"
     cmap: str = "inferno"
 
-
+# %% ../nbs/34_polar.ipynb #8384ca26
 def _on_disc(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (row, angle) x and y each
     "Places on the disc of radius 1; row ROWS is the base, column ANGLES once round from anterior over the septum."
     radius, angle = np.meshgrid(rows / ROWS, np.deg2rad(columns * 360 / ANGLES), indexing="ij")
     return -radius * np.sin(angle), radius * np.cos(angle)
 
-
+# %% ../nbs/34_polar.ipynb #e75b1779
 def _draw_borders(ax: plt.Axes, color: str) -> None:
     "Rings and spokes between the seventeen segments, and the names of the four walls."
     turn = np.linspace(0, 2 * np.pi, 181)
@@ -285,7 +285,7 @@ def _write_means(ax: plt.Axes, means: list[dict], shown: QuadMesh) -> None:
         ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.45 else "black"
         ax.text(x, y, f"{round(row['mean'])}", color=ink, size=6.5, ha="center", va="center")
 
-
+# %% ../nbs/34_polar.ipynb #f8a95036
 def _draw_outline(ax: plt.Axes, region: np.ndarray | None) -> None:  # (row, angle), bool
     "A cyan line round a region, closed where the disc's angles meet; nothing where there is no border."
     if region is not None and region.any() and not region.all():
@@ -332,7 +332,7 @@ def _draw_row(axes: np.ndarray, cube: np.ndarray, view: View, steps: np.ndarray)
     mark_directions(axes[0], view.words)
     return shown
 
-
+# %% ../nbs/34_polar.ipynb #72b9ca11
 def show_views(
     images: dict[str, ArrayLike | Tensor],  # name → (z, y, x); the order is top to bottom
     ventricles: LeftVentricle | dict[str, LeftVentricle],  # one for all, or one per image

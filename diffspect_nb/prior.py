@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import diffspect_nb
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -18,42 +18,36 @@ from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+import diffspect_nb
 from .core import ImageGrid, InputError, usable_device
-from .diffusion import CEILING, cosine_schedule, linear_schedule
+from .diffusion import CEILING, SCHEDULES, NoiseSchedule
 from .files import atomic_path
 from .mlem import mlem_steps, subset_count
 from .slice_network import Denoiser, SliceUNet, UNetConfig
 from .system import Measurement
-from .volume_network import EnsembleDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet
+from .volume_network import BoxedDenoiser, EnsembleDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet
 
 # %% auto #0
 __all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'DEFAULT_PRIOR', 'early_and_late',
            'around_heart', 'intensity_scale', 'network_config', 'make_network', 'save_checkpoint', 'load_checkpoint',
-           'pretrained_paths', 'pretrained_path', 'Prior', 'pretrained']
+           'Prior', 'pretrained_path', 'pretrained', 'JoinedPriors', 'joined', 'pretrained_paths']
 
 # %% ../nbs/14_prior.ipynb #6169a37a
 EARLY_UPDATES, LATE_UPDATES = 12, 48  # image updates behind the early and the late image
-HEART_MM, AROUND_MM = (
-    (-16.0, 22.0, 8.0),
-    (75.0, 75.0, 55.0),
-)  # where hearts lie on real scans, from the middle of the grid, and how far round it to look: ellipsoid, (x, y, z), LPS
-RECOVERY = {
-    1: 0.13,
-    3: 0.31,
-    5: 0.375,
-    7: 0.39,
-    9: 0.43,
-    19: 0.435,
-}  # views → 95th percentile ÷ true uptake of normal myocardium
 
 
-def early_and_late(measurement: Measurement) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like the counts
+def early_and_late(measurement: Measurement) -> tuple[Tensor, Tensor]:  # (z, y, x) each, photons; stacked like counts
     "OSEM images after 12 and 48 updates: one nearly free of noise, one with all the detail the counts may hold."
     n = subset_count(measurement.system.proj_shape[0])
     for step in mlem_steps(measurement, LATE_UPDATES // n, n_subsets=n, likelihood=False):
         if step.index == EARLY_UPDATES // n:
             early = step.image
     return early, step.image
+
+# %% ../nbs/14_prior.ipynb #d30fb86a
+HEART_MM = (-16.0, 22.0, 8.0)  # where hearts lie on real scans, from the middle of the grid, (x, y, z), LPS
+AROUND_MM = (75.0, 75.0, 55.0)  # half axes of the ellipsoid round it in which to look, (x, y, z)
+RECOVERY = {1: 0.13, 3: 0.31, 5: 0.375, 7: 0.39, 9: 0.43, 19: 0.435}  # views → 95th percentile ÷ true uptake
 
 
 def around_heart(
@@ -70,15 +64,14 @@ def intensity_scale(
     grid: ImageGrid,
     n_views: int = 19,  # behind the image
 ) -> float:
-    "Factor from full-dose photons per voxel to the network's intensity scale, in which normal myocardium is about 1. Raises `InputError` if the image is empty there."
+    """Factor from full-dose photons per voxel to the network's scale, in which normal myocardium is about 1.
+
+    Raises `InputError` if the image is empty there."""
     smooth = gaussian_filter(early_image.detach().cpu().double().numpy(), 8.0 / grid.voxel_mm)
     top = float(np.percentile(smooth[around_heart(grid)], 95))
     if not top > 0:
         raise InputError("the measured counts give no image where the heart should be: nothing to scale by")
     return float(np.interp(n_views, list(RECOVERY), list(RECOVERY.values()))) / top
-
-# %% ../nbs/14_prior.ipynb #29666813
-#| export
 
 # %% ../nbs/14_prior.ipynb #513de8b4
 def network_config(data: dict) -> UNetConfig | VolumeConfig:
@@ -86,11 +79,8 @@ def network_config(data: dict) -> UNetConfig | VolumeConfig:
     kind = data.get("kind", "slices")
     if kind not in ("slices", "volume"):
         raise ValueError(f"network kind must be 'slices' or 'volume', got {kind!r}")
-    return (
-        VolumeConfig.from_json(data)
-        if kind == "volume"
-        else UNetConfig.from_json({k: v for k, v in data.items() if k != "kind"})
-    )
+    own = {k: v for k, v in data.items() if k != "kind"}
+    return VolumeConfig.from_json(own) if kind == "volume" else UNetConfig.from_json(own)
 
 
 def make_network(config: UNetConfig | VolumeConfig) -> SliceUNet | VolumeUNet:
@@ -106,65 +96,43 @@ def save_checkpoint(path: str | Path, net: SliceUNet | VolumeUNet, provenance: d
 
 # %% ../nbs/14_prior.ipynb #5fa654e8
 def load_checkpoint(path: str | Path) -> tuple[SliceUNet | VolumeUNet, dict]:
-    "The network (float32, in evaluation mode) and its provenance. Raises `InputError` on anything but a whole diffspect checkpoint."
+    """The network (float32, in evaluation mode) and its provenance.
+
+    Raises `InputError` on anything but a whole diffspect checkpoint."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        with safe_open(path, framework="pt") as file:
-            head = file.metadata() or {}
-            if head.get("format") != "diffspect-prior/1":
-                raise InputError(f"{path}: a safetensors file, but not a diffspect checkpoint")
-            provenance = json.loads(head["provenance"])
-            net = make_network(network_config(provenance["config"]["network"]))
-            net.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
+        return _read_checkpoint(path)
     except InputError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise InputError(
-            f"{path}: checkpoints must be whole safetensors files (pickles are refused): {reason}"
-        ) from None
+        rule = "checkpoints must be whole safetensors files (pickles are refused)"
+        raise InputError(f"{path}: {rule}: {reason}") from None
+
+
+def _read_checkpoint(path: Path) -> tuple[SliceUNet | VolumeUNet, dict]:
+    with safe_open(path, framework="pt") as file:
+        head = file.metadata() or {}
+        if head.get("format") != "diffspect-prior/1":
+            raise InputError(f"{path}: a safetensors file, but not a diffspect checkpoint")
+        provenance = json.loads(head["provenance"])
+        net = make_network(network_config(provenance["config"]["network"]))
+        net.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
     return net.eval(), provenance
 
-
-DEFAULT_PRIOR = "diffspect+light"
-
-# %% ../nbs/14_prior.ipynb #cea10c7e
-def pretrained_paths(name: str) -> list[Path]:
-    "The files of a prior: one, or those of an ensemble's members, joined by `+`; raises `InputError` as `pretrained_path`."
-    return [pretrained_path(part) for part in ([name] if Path(name).is_file() else name.split("+"))]
-
-
-def pretrained_path(name: str) -> Path:
-    "File of a checkpoint: a .safetensors path as it is, else a shipped one; raises `InputError` listing those there are."
-    folder = Path(diffspect_nb.__file__).parent / "weights"
-    path = Path(name) if name.endswith(".safetensors") else folder / f"{name}.safetensors"
-    if path.parent == folder and not path.is_file():
-        raise InputError(
-            f"no shipped checkpoint is called {name!r}; there are: {', '.join(sorted(p.stem for p in folder.glob('*.safetensors'))) or 'none'}"
-        )
-    return path
-
-# %% ../nbs/14_prior.ipynb #29ef3d6b
+# %% ../nbs/14_prior.ipynb #61141252
 @dataclass(frozen=True)
 class Prior:
-    "A trained network with its history, ready to become a denoiser for one patient; or an ensemble of them. Raises `InputError` on members that cannot share a walk."
+    "A trained network with its history, ready to become a denoiser for one patient."
 
     net: SliceUNet | VolumeUNet
     provenance: dict
-    others: tuple[Prior, ...] = ()  # the rest of an ensemble, see `EnsembleDenoiser`
-
-    def __post_init__(self):
-        members = (self, *self.others)
-        if self.others and not all(
-            isinstance(m.net, VolumeUNet) and m.unit == self.unit and m.device == self.device for m in members
-        ):
-            raise InputError("an ensemble takes volume networks of one intensity scale on one device")
 
     @property
     def unit(self) -> float:
-        "What normal myocardium is in this prior's intensity scale (1, but for checkpoints made before that was the rule)."
+        "What normal myocardium is in this prior's scale (1, but for checkpoints made before that was the rule)."
         return float(self.provenance.get("unit", 1.0))
 
     @property
@@ -173,46 +141,87 @@ class Prior:
         return next(self.net.parameters()).device
 
     @property
+    def schedule(self) -> NoiseSchedule:
+        "The noise schedule that the network was trained with."
+        return SCHEDULES[self.provenance["config"]["schedule"]]()
+
+    @property
     def looks_at_data(self) -> bool:
         "Whether the network was trained to look at images of the acquisition."
-        return (
-            isinstance(self.net, VolumeUNet)
-            and self.net.config.conditions >= 3
-            and self.provenance["config"]["condition_dropout"] < 1
-        )
+        if not isinstance(self.net, VolumeUNet) or self.net.config.conditions < 3:
+            return False
+        return self.provenance["config"]["condition_dropout"] < 1
 
     def denoiser(
         self,
         mu: Tensor | None = None,  # attenuation map, (z, y, x), cm⁻¹
-        early: Tensor
-        | None = None,  # early image of the acquisition (see `early_and_late`), (z, y, x), this prior's scale
+        early: Tensor | None = None,  # early image (see `early_and_late`), (z, y, x), this prior's scale
         late: Tensor | None = None,  # late image, likewise
         clip: tuple[float, float] | None = (0.0, CEILING),
     ) -> Denoiser | VolumeDenoiser | EnsembleDenoiser:
-        "A denoiser `(x, t) → x̂0` for one patient; the acquisition's images serve those networks that look at them."
-        schedule = {"cosine": cosine_schedule, "linear": linear_schedule}[self.provenance["config"]["schedule"]]()
+        "A denoiser `(x, t) → x̂0` for one patient; the acquisition's images serve networks that look at them."
         if isinstance(self.net, SliceUNet):
-            return Denoiser(self.net, mu, schedule, clip)
-        seen = (
-            [None if image is None else image.clamp(0, CEILING) for image in (early, late)]
-            if self.looks_at_data
-            else []
-        )
-        own = VolumeDenoiser(self.net, (mu, *seen), schedule, clip)
-        return (
-            EnsembleDenoiser([own, *(other.denoiser(mu, early, late, clip) for other in self.others)])
-            if self.others
-            else own
-        )
+            return Denoiser(self.net, mu, self.schedule, clip)
+        both = (early, late) if self.looks_at_data else ()
+        seen = [None if image is None else image.clamp(0, CEILING) for image in both]
+        kind = VolumeDenoiser if mu is None else BoxedDenoiser
+        return kind(self.net, (mu, *seen), self.schedule, clip)
 
-# %% ../nbs/14_prior.ipynb #b2a8a260
+# %% ../nbs/14_prior.ipynb #4566f1c8
+DEFAULT_PRIOR = "diffspect"
+
+
+def pretrained_path(name: str) -> Path:
+    "File of a checkpoint: a .safetensors path as it is, else a shipped one; raises `InputError` listing those."
+    folder = Path(diffspect_nb.__file__).parent / "weights"
+    path = Path(name) if name.endswith(".safetensors") else folder / f"{name}.safetensors"
+    if path.parent == folder and not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.safetensors"))) or "none"
+        raise InputError(f"no shipped checkpoint is called {name!r}; there are: {there}")
+    return path
+
+
 def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
-    """A prior shipped with the package (`diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50 images, as the paper's),
-    one from a .safetensors file, or an ensemble of several, joined by `+`. Raises `InputError` if PyTorch cannot use the device."""
+    """A prior shipped with the package, one from a .safetensors file, or an ensemble of several, joined by `+`.
+
+    `diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50
+    images, as the paper's. Raises `InputError` if there is none or PyTorch cannot use the device."""
     loaded, there = [load_checkpoint(path) for path in pretrained_paths(name)], usable_device(device)
-    first, *others = (Prior(net.to(there), provenance) for net, provenance in loaded)
-    return (
-        replace(first, provenance=first.provenance | {"others": [o.provenance for o in others]}, others=tuple(others))
-        if others
-        else first
-    )
+    return joined([Prior(net.to(there), provenance) for net, provenance in loaded])
+
+# %% ../nbs/14_prior.ipynb #cea10c7e
+@dataclass(frozen=True)
+class JoinedPriors(Prior):
+    "Several priors that share one walk. Raises `InputError` on members that cannot."
+
+    others: tuple[Prior, ...] = ()
+
+    def __post_init__(self):
+        same = [(m.unit, m.device) == (self.unit, self.device) for m in self.others]
+        if not all(isinstance(m.net, VolumeUNet) for m in (self, *self.others)) or not all(same):
+            raise InputError("an ensemble takes volume networks of one intensity scale on one device")
+
+    def denoiser(
+        self,
+        mu: Tensor | None = None,
+        early: Tensor | None = None,
+        late: Tensor | None = None,
+        clip: tuple[float, float] | None = (0.0, CEILING),
+    ) -> EnsembleDenoiser:
+        "As of one prior."
+        members = [Prior(m.net, m.provenance).denoiser(mu, early, late, clip) for m in (self, *self.others)]
+        return EnsembleDenoiser([m for m in members if isinstance(m, VolumeDenoiser)])
+
+
+def joined(priors: Sequence[Prior]) -> Prior:
+    "One prior as it is, several as an ensemble, the first one's history telling of the others."
+    first, *others = priors
+    if not others:
+        return first
+    told = first.provenance | {"others": [other.provenance for other in others]}
+    return JoinedPriors(first.net, told, tuple(others))
+
+
+def pretrained_paths(name: str) -> list[Path]:
+    "The files of a prior: one, or those of an ensemble's members; raises `InputError` as `pretrained_path`."
+    return [pretrained_path(part) for part in ([name] if Path(name).is_file() else name.split("+"))]

@@ -47,7 +47,7 @@ def _lightly_smoothed(disc: PolarMap) -> np.ndarray:  # (row, angle), per cent
     "A reading as it is compared: normal hearts and patients alike."
     return smooth_map(disc.percent, 0.7, 1.0)
 
-
+# %% ../nbs/35_reading.ipynb #ef05faef
 def _scale(percent: np.ndarray, normal: np.ndarray, area: np.ndarray, sd: np.ndarray | None = None) -> float:
     "α: area-weighted median of normal ÷ map, readings left out that are abnormal (without `sd`: below 3/4 of normal)."
     ratio, keep = normal / np.maximum(percent, 1e-3), percent >= np.quantile(percent, 0.25)
@@ -92,7 +92,7 @@ def save_normals(path: str | Path, normals: dict[str, NormalHearts]) -> None:
     with atomic_path(path) as tmp:
         save_file(arrays, tmp, about)
 
-
+# %% ../nbs/35_reading.ipynb #1d920bc6
 @lru_cache(maxsize=4)
 def load_normals(path: str | Path | None = None) -> dict[str, NormalHearts]:
     """Normal hearts by name, from a file of `save_normals`. Raises `InputError` on a file that holds none.
@@ -121,7 +121,7 @@ class Deficit:
     severity_sd: float  # mean of −z in the defect; 0 without one
     loss_percent: float  # mean loss of counts in the defect, per cent of normal
 
-
+# %% ../nbs/35_reading.ipynb #6e8cccd9
 def deficit(disc: PolarMap, normal: NormalHearts, threshold_sd: float = THRESHOLD_SD) -> Deficit:
     "Compare a reading with normal hearts."
     p = _lightly_smoothed(disc)
@@ -148,7 +148,7 @@ class Reversibility:
     reversible_percent: float  # of the wall's area
     fixed_percent: float
 
-
+# %% ../nbs/35_reading.ipynb #03f3e9ea
 def reversibility(
     stress: Deficit,
     rest: Deficit,
@@ -195,7 +195,7 @@ def _draw_axis(ax: plt.Axes, name: str, ventricle: LeftVentricle) -> None:
     else:
         ax.plot([-half, half], [0, 0], [-half, -half], [-40, 40], color="cyan", lw=0.9)
 
-
+# %% ../nbs/35_reading.ipynb #529c6571
 def reading_figure(image: ArrayLike | Tensor, ventricle: LeftVentricle, grid: ImageGrid | None = None) -> plt.Figure:
     "Middle slices of the three views with long axis and base plane, and the polar map: enough to judge an axis."
     v, disc = ventricle, polar_map(image, ventricle, grid)
@@ -229,7 +229,7 @@ def _axis_sliders(v: LeftVentricle) -> dict:
         "base_mm": slider(v.base_mm, v.base_mm - 25, v.base_mm + 25, "base (mm)"),
     }
 
-
+# %% ../nbs/35_reading.ipynb #709b0c07
 class AxisEditor:
     """Three sliders for one image: azimuth and elevation of the apex, and the base plane.
 

@@ -60,7 +60,7 @@ def described(default: Any, *about: Any, **more: Any) -> Any:
     "A dataclass field with this default whose `Setting` is made of the rest."
     return field(default=default, metadata={"setting": Setting(*about, **more)})
 
-# %% ../nbs/20_sampler.ipynb #521ab318
+# %% ../nbs/20_sampler.ipynb #c54e10be
 @dataclass(frozen=True)
 class Weights:
     "What both walks share: checks, JSON, and the choice for one study."
@@ -94,7 +94,7 @@ def settings_of(weights: type[Weights] | Weights) -> dict[str, Setting]:
     "Name → setting of a method's weights, in the order in which they are shown."
     return {f.name: f.metadata["setting"] for f in fields(weights)}
 
-# %% ../nbs/20_sampler.ipynb #fcff7a1a
+# %% ../nbs/20_sampler.ipynb #ee4d1b1d
 def weights_from_json(data: dict) -> Weights:
     "The weights of either method from `to_json`; raises `InputError` on another method and on unknown fields."
     known = {kind.method: kind for kind in (PaperWeights, AnchoredWeights)}
@@ -106,7 +106,7 @@ def weights_from_json(data: dict) -> Weights:
         raise InputError(f"method {kind.method!r} has no settings {unknown}; it has {', '.join(settings_of(kind))}")
     return kind(**rest)
 
-# %% ../nbs/20_sampler.ipynb #035ca9bf
+# %% ../nbs/20_sampler.ipynb #2291cd84
 def fitted_lambda_dps(count_level: float) -> float:
     "The paper's fit 0.0698 ln C + 0.3454 (section II.C.2), not below 0."
     return max(0.0, 0.0698 * float(np.log(count_level)) + 0.3454)
@@ -116,7 +116,7 @@ def fitted_lambda_mlem(count_level: float) -> float:
     "The paper's fit 0.1559 exp(−4.8120 C) + 0.0079 exp(3.6508 C) (section II.C.3)."
     return 0.1559 * float(np.exp(-4.8120 * count_level)) + 0.0079 * float(np.exp(3.6508 * count_level))
 
-# %% ../nbs/20_sampler.ipynb #9c8869b5
+# %% ../nbs/20_sampler.ipynb #87fb02e8
 @dataclass(frozen=True)
 class PaperWeights(Weights):
     "Weights of DiffSPECT-3D's walk as published; `for_level(C)` gives the paper's fits. Raises `InputError`."
@@ -303,7 +303,7 @@ def _estimate(denoise: Denoise, x_t: Tensor, t: int, with_variance: bool) -> tup
         return x0, v.detach()
     return denoise(x_t, t), None
 
-# %% ../nbs/20_sampler.ipynb #bf56781b
+# %% ../nbs/20_sampler.ipynb #6f5e2ccd
 BY_HAND = "set by hand on 1 validation patient"
 
 
@@ -366,7 +366,7 @@ def anchor_to_counts(x0: Tensor, measurement: Measurement, scale: float, weights
     subsets = min(weights.subsets, measurement.system.proj_shape[0])
     return scale * anchored_em(measurement, photons, strength, weights.updates, subsets)
 
-# %% ../nbs/20_sampler.ipynb #ef8c0c0e
+# %% ../nbs/20_sampler.ipynb #d6620a1d
 @torch.no_grad()
 def anchored_walk(
     denoise: Denoise,  # one that says `stacks = True` is given a step's fields as one stack (n, z, y, x)

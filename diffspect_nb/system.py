@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .core import ImageGrid, InputError
 from .files import atomic_path, cache_dir
-from .footprint import PRUNE, SHIFTS, _build_blocks, attenuation_factors
+from .footprint import PRUNE, SHIFTS, attenuation_factors, view_blocks
 from .geometry import Scanner
 
 # %% auto #0
@@ -82,7 +82,7 @@ class SystemMatrix:
         if cache and path.exists():
             blocks = _load_blocks(path)
         else:
-            blocks = _build_blocks(scanner, grid)
+            blocks = view_blocks(scanner, grid)
             if cache:
                 try:
                     _save_blocks(path, blocks)

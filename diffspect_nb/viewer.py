@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
-import diffspect_nb
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 import traitlets
 from torch import Tensor
 
+import diffspect_nb
 from .core import ImageGrid, InputError, show_slices
 from .study import Study
 
@@ -32,7 +32,7 @@ MOST_VOLUMES = 4
 
 
 def to_levels(image: Tensor) -> tuple[bytes, float]:  # 16-bit levels in array order, photons per level
-    "An image (z, y, x) as the browser gets it, negative values as 0. Raises `InputError` on values that are not finite."
+    "An image (z, y, x) as the browser gets it, negative values as 0. Raises `InputError` on NaN and infinity."
     a = np.asarray(torch.as_tensor(image).detach().cpu().float())
     if not np.isfinite(a).all():
         raise InputError("image holds NaN or infinite values")
@@ -93,7 +93,8 @@ class VolumeViewer(anywidget.AnyWidget):
             raise InputError("volumes must be at least one image")
         first = torch.as_tensor(next(iter(volumes.values()))).float()
         low, high = _rising(window or (0.0, max(float(np.percentile(first.cpu().numpy(), 99.9)), 1e-6)))
-        self.grid, self.images = grid or ImageGrid(tuple(first.shape)), {}
+        self.grid = grid or _grid_of(first)
+        self.images: dict[str, Tensor] = {}
         at = [n // 2 for n in self.grid.shape] if cursor is None else [int(c) for c in cursor]
         colors = {name: color_table(name) for name in COLORMAPS}
         super().__init__(unit=unit, window=[low, high], top=2.5 * high, cursor=at, colormaps=colors, **traits)
@@ -139,12 +140,13 @@ class VolumeViewer(anywidget.AnyWidget):
 
     def figure(self) -> plt.Figure:
         "The same planes as a matplotlib figure."
-        return show_slices(self.images, tuple(self.cursor), self.window[1], self.grid.voxel_mm, self.unit)
+        z, y, x = self.cursor
+        return show_slices(self.images, (z, y, x), self.window[1], self.grid.voxel_mm, self.unit)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_picture(super()._repr_mimebundle_(**kwargs), self.figure)
 
-# %% ../nbs/60_viewer.ipynb #7b860550
+# %% ../nbs/60_viewer.ipynb #a9d45e6f
 def _rising(window: tuple[float, float]) -> tuple[float, float]:
     "A colour scale's two ends, checked."
     low, high = float(window[0]), float(window[1])
@@ -153,13 +155,20 @@ def _rising(window: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
+def _grid_of(image: Tensor) -> ImageGrid:
+    if image.ndim != 3:
+        raise InputError(f"volumes must be (z, y, x), got shape {tuple(image.shape)}")
+    z, y, x = image.shape
+    return ImageGrid((z, y, x))
+
+
 def _check_shape(name: str, image: Tensor, grid: ImageGrid) -> None:
     if tuple(image.shape) != grid.shape:
         raise InputError(f"{name}: must have the grid's shape {grid.shape}, got {tuple(image.shape)}")
 
 
 def with_picture(bundle: Any, draw: Callable[[], plt.Figure]) -> Any:
-    "What a widget shows in a notebook, with a PNG for places that have no kernel. Nothing is drawn where nothing shows."
+    "What a widget shows in a notebook, with a PNG for places that have no kernel; nothing where nothing is shown."
     data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)
     if data is None:
         return bundle

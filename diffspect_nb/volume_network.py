@@ -14,11 +14,23 @@ from torch import Tensor, nn
 
 from .core import WATER_PER_CM
 from .diffusion import NoiseSchedule, cosine_schedule, variance_fraction, x0_from_output
-from .recording import MOST_RECORDINGS, RECORDINGS
-from .slice_network import ResidualBlock, _zeroed, fast_dtype, position_embedding, relative_to_water
+from .recording import replayed
+from diffspect_nb.slice_network import (
+    ResidualBlock,
+    Stage,
+    as_inner,
+    check_shape,
+    embedder,
+    fast_dtype,
+    inner_layers,
+    position_embedding,
+    relative_to_water,
+    zeroed,
+)
 
 # %% auto #0
-__all__ = ['AIR_PER_CM', 'NEARLY_CLEAN', 'VolumeConfig', 'VolumeUNet', 'body_box', 'VolumeDenoiser', 'EnsembleDenoiser']
+__all__ = ['AIR_PER_CM', 'NEARLY_CLEAN', 'VolumeConfig', 'VolumeUNet', 'VolumeDenoiser', 'body_box', 'BoxedDenoiser',
+           'EnsembleDenoiser']
 
 # %% ../nbs/13_volume_network.ipynb #0c20593b
 @dataclass(frozen=True)
@@ -35,12 +47,7 @@ class VolumeConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(self.widths))
-        for name in ("patch", "blocks", "groups", "embedding", "conditions"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not self.widths or any(not isinstance(w, int) or w < 1 or w % self.groups for w in self.widths):
-            raise ValueError(f"widths must be positive multiples of groups = {self.groups}, got {self.widths}")
+        check_shape(self, "patch", "blocks", "groups", "embedding", "conditions")
         if self.embedding % 2:
             raise ValueError(f"embedding must be even, got {self.embedding}")
         if self.predict not in ("v", "epsilon"):
@@ -60,62 +67,53 @@ class VolumeConfig:
 
 # %% ../nbs/13_volume_network.ipynb #e5398f3b
 class _Conv3d(nn.Conv3d):
-    "`nn.Conv3d` by oneDNN also for one small float32 volume on a CPU, for which PyTorch itself takes a path that is up to three times slower."
+    """`nn.Conv3d` by oneDNN also for one small float32 volume on a CPU.
+
+    PyTorch itself takes a path there that is up to three times slower."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            len(x) == 1
-            and x.device.type == "cpu"
-            and x.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-            and not torch.is_autocast_enabled("cpu")
-        ):
-            return torch.mkldnn_convolution(
-                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-            )
-        return super().forward(x)
+        one, exact = len(x) == 1, x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (one and exact and x.device.type == "cpu" and torch.backends.mkldnn.is_available()):
+            return super().forward(x)
+        how = self.padding, self.stride, self.dilation, self.groups
+        return torch.mkldnn_convolution(x, self.weight, self.bias, *how)  # type: ignore[arg-type]
 
 # %% ../nbs/13_volume_network.ipynb #c4803d66
 class VolumeUNet(nn.Module):
-    "Estimates noise or velocity in a whole volume, given the noise level and images of the patient: CT, early and late reconstruction."
+    """Estimates noise or velocity in a whole volume, given the noise level and images of the patient.
+
+    These are the CT, the early and the late reconstruction."""
 
     def __init__(self, config: VolumeConfig | None = None):
         super().__init__()
         self.config = config = VolumeConfig() if config is None else config
         widths, voxels = config.widths, config.patch**3
-        self.embed = nn.Sequential(
-            nn.Linear(config.embedding, config.embedding),
-            nn.SiLU(),
-            nn.Linear(config.embedding, config.embedding),
-            nn.SiLU(),
-        )
+        self.embed = embedder(config.embedding, config.embedding)
         self.look = _Conv3d(config.conditions * voxels, widths[0], 3, padding=1, bias=False)
         self.stem = _Conv3d(voxels, widths[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
-
-        def stage(width):
-            return nn.ModuleList(ResidualBlock(width, width, config, _Conv3d) for _ in range(config.blocks))
-
         for width, coarser in zip(widths, [*widths[1:], None], strict=True):
-            self.encoder.append(stage(width))
+            self.encoder.append(self._stage(width))
             if coarser is not None:
                 self.down.append(_Conv3d(width, coarser, 3, stride=2, padding=1))
                 self.up.append(_Conv3d(coarser, width, 1))
-                self.decoder.append(stage(width))
+                self.decoder.append(self._stage(width))
         self.norm = nn.GroupNorm(config.groups, widths[0])
-        self.head = _zeroed(_Conv3d(widths[0], 2 * voxels, 3, padding=1))
-        self.to(memory_format=torch.channels_last_3d)
+        self.head = zeroed(_Conv3d(widths[0], 2 * voxels, 3, padding=1))
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def _stage(self, width: int) -> Stage:
+        return Stage(ResidualBlock(width, width, self.config, _Conv3d) for _ in range(self.config.blocks))
 
     def condition_features(
         self,
-        conditions: Tensor,  # (B, conditions, Z, H, W): CT in units of water's, the rest in the network's scale; zeros = not known
+        conditions: Tensor,  # (B, conditions, Z, H, W): CT in units of water's, others in network's scale; 0: unknown
     ) -> Tensor:  # (B, widths[0], Z', H', W')
-        "What the patient's images contribute to the first layer. It does not depend on t: compute once, use at every step."
-        if conditions.ndim != 5 or conditions.shape[1] != self.config.conditions:
-            raise ValueError(
-                f"conditions must be (B, {self.config.conditions}, Z, H, W), got {tuple(conditions.shape)}"
-            )
+        "What the patient's images contribute to the first layer, whatever t is: compute once, use at every step."
+        wanted = self.config.conditions
+        if conditions.ndim != 5 or conditions.shape[1] != wanted:
+            raise ValueError(f"conditions must be (B, {wanted}, Z, H, W), got {tuple(conditions.shape)}")
         return self.look(self._fold(conditions))
 
     def forward(
@@ -123,94 +121,67 @@ class VolumeUNet(nn.Module):
         noisy: Tensor,  # x_t, the network's intensity scale, (B, 1, Z, H, W)
         t: Tensor,  # noise levels, (B,)
         conditions: Tensor | None = None,  # (B, conditions, Z, H, W); None: nothing is known
-        features: Tensor
-        | None = None,  # (B or 1, widths[0], Z', H', W') from `condition_features`, instead of conditions
+        features: Tensor | None = None,  # (B or 1, widths[0], Z', H', W') from `condition_features`, instead
     ) -> Tensor:  # (B, 2, Z, H, W): estimate (see config.predict), and the raw variance (fraction = (raw + 1) / 2)
-        "Estimate and raw variance, in float32 or wider even under autocast. Raises `ValueError` on shapes that do not fit."
+        "Estimate and raw variance, float32 or wider even under autocast. Raises `ValueError` on unfit shapes."
         if noisy.ndim != 5 or noisy.shape[1] != 1:
             raise ValueError(f"noisy must be (B, 1, Z, H, W), got {tuple(noisy.shape)}")
         if conditions is not None and conditions.shape[-3:] != noisy.shape[-3:]:
-            raise ValueError(
-                f"conditions must have the volume's (Z, H, W) = {tuple(noisy.shape[-3:])}, got {tuple(conditions.shape)}"
-            )
+            size, got = tuple(noisy.shape[-3:]), tuple(conditions.shape)
+            raise ValueError(f"conditions must have the volume's (Z, H, W) = {size}, got {got}")
         if conditions is not None and features is None:
             features = self.condition_features(conditions)
+        exact = self.stem.weight.dtype
         with torch.autocast(noisy.device.type, enabled=False):  # at small t the noise sits in the input's last digits
-            embedding = self.embed(position_embedding(t, self.config.embedding, 10_000.0).to(self.stem.weight.dtype))
-            h = self.stem(self._fold(noisy.to(self.stem.weight.dtype)))
-        if torch.is_autocast_enabled(noisy.device.type):
-            h = h.to(torch.get_autocast_dtype(noisy.device.type))
+            embedding = self.embed(position_embedding(t, self.config.embedding, 10_000.0).to(exact))
+            h = self.stem(self._fold(noisy.to(exact)))
+        h = as_inner(h)
         if features is not None:
             h = h + features.to(h.dtype)
+        h = self._body(h, embedding)
+        with torch.autocast(noisy.device.type, enabled=False):
+            out = self.head(F.silu(self.norm(h.to(exact))))
+        return self._unfold(out, noisy.shape[-3:])
+
+    def _body(self, h: Tensor, embedding: Tensor) -> Tensor:
+        "Down to the coarsest resolution and up again; all at (B, channels, Z', H', W')."
         skips = []
         for level, blocks in enumerate(self.encoder):
-            for block in blocks:
-                h = block(h, embedding)
+            h = blocks(h, embedding)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
         for level in reversed(range(len(self.up))):
             h = F.interpolate(self.up[level](h), size=skips[level].shape[2:], mode="nearest") + skips[level]
-            for block in self.decoder[level]:
-                h = block(h, embedding)
-        with torch.autocast(noisy.device.type, enabled=False):
-            out = self.head(F.silu(self.norm(h.to(self.head.weight.dtype))))
-        return self._unfold(out, noisy.shape[-3:])
+            h = self.decoder[level](h, embedding)
+        return h
 
     def _fold(self, volumes: Tensor) -> Tensor:
-        "(B, C, Z, H, W) → (B, C·patch³, Z', H', W'): zeros at the far ends up to an even division, voxels moved into channels."
+        "(B, C, Z, H, W) → (B, C·patch³, Z', H', W'): zeros at the far ends up to an even division, then folded."
         p = self.config.patch
         volumes = F.pad(volumes, [n for size in reversed(volumes.shape[-3:]) for n in (0, -size % p)])
         b, c, z, h, w = volumes.shape
         folded = volumes.reshape(b, c, z // p, p, h // p, p, w // p, p).permute(0, 1, 3, 5, 7, 2, 4, 6)
         return folded.reshape(b, c * p**3, z // p, h // p, w // p).contiguous(memory_format=torch.channels_last_3d)
 
-    def _unfold(self, folded: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    def _unfold(self, folded: Tensor, shape: Sequence[int]) -> Tensor:
         "Inverse of `_fold`."
         p, (b, c, z, h, w) = self.config.patch, folded.shape
-        volumes = (
-            folded.reshape(b, c // p**3, p, p, p, z, h, w)
-            .permute(0, 1, 5, 2, 6, 3, 7, 4)
-            .reshape(b, c // p**3, z * p, h * p, w * p)
-        )
-        return volumes[..., : shape[0], : shape[1], : shape[2]]
-
-# %% ../nbs/13_volume_network.ipynb #7aed54a5
-AIR_PER_CM = 0.1 * WATER_PER_CM  # attenuation below which there is nobody; lungs have about three times as much, 1/cm
-NEARLY_CLEAN = 0.7  # ᾱ from which a network may leave out the air around the body
-
-# %% ../nbs/13_volume_network.ipynb #787f3e15
-def body_box(
-    mu: Tensor,  # attenuation map, (z, y, x), 1/cm
-    margin: int = 3,  # voxels of air kept around the body, for a CT that does not lie quite right
-    multiple: int = 4,  # sizes are rounded up to this, so that the boxes of different patients have few sizes
-) -> tuple[slice, slice, slice]:
-    "The part of the volume that holds the body; all of it where the map shows none."
-    body, box = mu > AIR_PER_CM, []
-    for axis, n in enumerate(mu.shape):
-        inside = body.movedim(axis, 0).flatten(1).any(1).nonzero()
-        first, last = (int(inside[0]) - margin, int(inside[-1]) + 1 + margin) if len(inside) else (0, n)
-        first, last = max(0, first), min(n, last)
-        size = min(n, -((first - last) // multiple) * multiple)
-        first = min(first, n - size)
-        box.append(slice(first, first + size))
-    return tuple(box)
+        parts = folded.reshape(b, c // p**3, p, p, p, z, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return parts.reshape(b, c // p**3, z * p, h * p, w * p)[..., : shape[0], : shape[1], : shape[2]]
 
 # %% ../nbs/13_volume_network.ipynb #95016764
 class VolumeDenoiser:
     """`denoise(x, t) → x̂0` by the volume network; the same contract as `Denoiser`.
 
-    The patient's images are looked at here, once. At low noise (ᾱ > NEARLY_CLEAN) a network that was given a CT works on the box around the body alone; in the air beyond
-    it the late image stands (0 if there is none). Gradients flow from x̂0 to x when the caller asks for them."""
+    The patient's images are looked at here, once. Gradients flow from x̂0 to x when the caller asks for them."""
 
     stacks = True  # takes several volumes at once, which cost a GPU little more than one
 
     def __init__(
         self,
         net: VolumeUNet,
-        images: tuple[
-            Tensor | None, ...
-        ] = (),  # CT (μ in 1/cm), early, late (in the network's scale), each (z, y, x) or None
+        images: Sequence[Tensor | None] = (),  # CT (μ, 1/cm), early, late (network's scale), each (z, y, x) or None
         schedule: NoiseSchedule | None = None,  # the one the network was trained with; default: cosine, T = 1000
         clip: tuple[float, float] | None = None,  # limits of x̂0 (no gradient where clipped); None: no limits
         dtype: torch.dtype | None = None,  # of the network's inner layers; default: `fast_dtype`
@@ -223,22 +194,19 @@ class VolumeDenoiser:
         self.schedule = cosine_schedule() if schedule is None else schedule
         self.device = net.stem.weight.device
         self.dtype = fast_dtype(self.device) if dtype is None else dtype
-        whole = slice(None), slice(None), slice(None)
-        self.boxes = whole, body_box(images[0]) if images and images[0] is not None else whole
-        self.features, self.beyond = (None, None), 0.0
+        self.features = self._looked_at(images)
+
+    def _looked_at(self, images: Sequence[Tensor | None]) -> Tensor | None:
+        "The images' share of the first layer; None if not one is known."
         known = [image for image in images if image is not None]
-        if known:
-            zeros = torch.zeros_like(known[0], device=self.device, dtype=torch.float32)
-            filled = [
-                zeros if i >= len(images) or images[i] is None else images[i].to(zeros)
-                for i in range(net.config.conditions)
-            ]
-            filled[0] = relative_to_water(filled[0])
-            conditions = torch.stack(filled)[None]
-            with torch.no_grad(), self._autocast():
-                self.features = tuple(net.condition_features(conditions[(..., *box)]) for box in self.boxes)
-            self.beyond = filled[-1].clone()
-            self.beyond[self.boxes[1]] = 0
+        if not known:
+            return None
+        zeros = torch.zeros_like(known[0], device=self.device, dtype=torch.float32)
+        padded = [*images, *[None] * (self.net.config.conditions - len(images))]
+        filled = [zeros if image is None else image.to(zeros) for image in padded]
+        filled[0] = relative_to_water(filled[0])
+        with torch.no_grad(), inner_layers(self.device, self.dtype):
+            return self.net.condition_features(torch.stack(filled)[None])
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
         "Estimate of the clean volume, float32, from a noisy one (z, y, x), or of a stack (n, z, y, x)."
@@ -247,62 +215,86 @@ class VolumeDenoiser:
     def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
         "Estimate of the clean volume, and the variance fraction for stochastic steps."
         x = x.to(self.device, torch.float32)
-        boxed = bool(self.schedule.alpha_bar(int(t)) > NEARLY_CLEAN)
-        box = self.boxes[boxed]
-        stack = (x if x.ndim == 4 else x[None])[(..., *box)]
-        levels = torch.full((len(stack),), int(t), device=self.device)
-        replay = self.device.type == "cuda" and not torch.is_grad_enabled()
-        out = (self._replayed if replay else self._run)(stack, levels, self.features[boxed])
+        stack = x if x.ndim == 4 else x[None]
+        inputs = stack, torch.full((len(stack),), int(t), device=self.device), self.features
+        if self.device.type == "cuda" and not torch.is_grad_enabled():
+            out = replayed(self.net, self._run, (self.device, self.dtype), inputs)
+        else:
+            out = self._run(*inputs)
         guess, raw = out.float().unbind(dim=1)
         x0 = x0_from_output(guess, stack, int(t), self.schedule, self.net.config.predict)
-        x0, v = x0 if self.clip is None else x0.clamp(*self.clip), variance_fraction(raw)
-        if boxed:
-            air = [
-                n
-                for part, size in zip(reversed(box), reversed(x.shape), strict=False)
-                for n in (part.start or 0, size - (part.stop or size))
-            ]
-            x0, v = F.pad(x0, air) + self.beyond, F.pad(v, air)
-        return x0.reshape(x.shape), v.reshape(x.shape)
+        x0 = x0 if self.clip is None else x0.clamp(*self.clip)
+        return x0.reshape(x.shape), variance_fraction(raw).reshape(x.shape)
 
     def _run(self, stack: Tensor, levels: Tensor, features: Tensor | None) -> Tensor:
-        with self._autocast():
+        with inner_layers(self.device, self.dtype):
             return self.net(stack[:, None], levels, features=features)
 
-    def _replayed(self, *inputs: Tensor | None) -> Tensor:
-        "The same on a GPU, where starting the network's hundreds of kernels takes longer than they do: recorded once for each size of stack and box, then replayed. The result lasts until the next call."
-        recordings = RECORDINGS.setdefault(self.net, {})
-        key = self.device, self.dtype, *(None if a is None else (a.shape, a.dtype) for a in inputs)
-        if key not in recordings:
-            kept = [None if a is None else a.clone() for a in inputs]
-            aside = torch.cuda.Stream(self.device)
-            aside.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(aside):  # libraries choose their kernels now, not while recording
-                for _ in range(2):
-                    self._run(*kept)
-            torch.cuda.current_stream(self.device).wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                out = self._run(*kept)
-            if len(recordings) == MOST_RECORDINGS:
-                del recordings[next(iter(recordings))]
-            recordings[key] = graph, kept, out
-        graph, kept, out = recordings[key]
-        for there, a in zip(kept, inputs, strict=True):
-            if a is not None:
-                there.copy_(a)
-        graph.replay()
-        return out
+# %% ../nbs/13_volume_network.ipynb #7aed54a5
+AIR_PER_CM = 0.1 * WATER_PER_CM  # attenuation below which there is nobody (lungs: about three times as much), 1/cm
+NEARLY_CLEAN = 0.7  # ᾱ from which a network may leave out the air around the body
 
-    def _autocast(self) -> torch.autocast:
-        half = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype if half else torch.bfloat16, enabled=half)
+# %% ../nbs/13_volume_network.ipynb #787f3e15
+def body_box(
+    mu: Tensor,  # attenuation map, (z, y, x), 1/cm
+    margin: int = 3,  # voxels of air kept around the body, for a CT that does not lie quite right
+    multiple: int = 4,  # sizes are rounded up to this, so that the boxes of different patients have few sizes
+) -> tuple[slice, slice, slice]:
+    "The part of the volume that holds the body; all of it where the map shows none."
+    body = mu > AIR_PER_CM
+    z, y, x = (_reach(body.movedim(axis, 0).flatten(1).any(1), margin, multiple) for axis in range(3))
+    return z, y, x
+
+
+def _reach(there: Tensor, margin: int, multiple: int) -> slice:
+    "Along one axis, (n,) bool: from the first to the last that is there, with margins, of a rounded size."
+    n, found = len(there), there.nonzero().flatten().tolist()
+    first, last = (found[0] - margin, found[-1] + 1 + margin) if found else (0, n)
+    first, last = max(0, first), min(n, last)
+    size = min(n, -((first - last) // multiple) * multiple)
+    first = min(first, n - size)
+    return slice(first, first + size)
+
+# %% ../nbs/13_volume_network.ipynb #f2e7f2a2
+class BoxedDenoiser(VolumeDenoiser):
+    """The volume denoiser, but at low noise (ᾱ > NEARLY_CLEAN) it works on the box around the body alone.
+
+    In the air beyond the late image stands (0 if there is none)."""
+
+    def __init__(
+        self,
+        net: VolumeUNet,
+        images: Sequence[Tensor | None],  # as for `VolumeDenoiser`; the CT must be known
+        schedule: NoiseSchedule | None = None,
+        clip: tuple[float, float] | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(net, images, schedule, clip, dtype)
+        if not images or images[0] is None:
+            raise ValueError("the box is found on the CT: without one use VolumeDenoiser")
+        self.box, late = body_box(images[0]), images[-1] if len(images) == net.config.conditions else None
+        inside = [None if image is None else image[self.box] for image in images]
+        self.inside = VolumeDenoiser(net, inside, schedule, clip, dtype)
+        beyond = torch.zeros_like(images[0]) if late is None else late.clone()
+        beyond[self.box] = 0
+        self.beyond = beyond.to(self.device, torch.float32)
+
+    def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
+        "Estimate of the clean volume, and the variance fraction for stochastic steps."
+        if not self.schedule.alpha_bar(int(t)) > NEARLY_CLEAN:
+            return super().with_variance(x, t)
+        within = (..., *self.box)
+        x0, v = self.inside.with_variance(x[within], t)
+        sides = zip(reversed(self.box), reversed(x.shape), strict=False)
+        air = [n for part, size in sides for n in (part.start, size - part.stop)]
+        return F.pad(x0, air) + self.beyond, F.pad(v, air)
 
 # %% ../nbs/13_volume_network.ipynb #be873390
 class EnsembleDenoiser:
-    """Denoisers that share the noise fields of a step: field i of a stack goes to denoiser i modulo their number, a lone volume to the first.
+    """Denoisers that share a step's noise fields: field i goes to denoiser i modulo their number.
 
-    Where a step averages its fields, the errors that the networks do not share are averaged too. Name the best network first: it has at least as many fields as any other."""
+    Where a step averages its fields, errors that the networks do not share are averaged too. Name the best network
+    first: it has at least as many fields as any other, and a lone volume."""
 
     stacks = True
 

@@ -2,7 +2,8 @@
 would ask another host for anything fail the build.
 
 Pages are the notebooks with the outputs they are saved with, the texts of docs/site, and what is made here from the
-code and from benchmarks/results: the API reference, the benchmark tables, the gallery."""
+notebooks, the code and benchmarks/results: a page for each wing, the API reference, the benchmark tables, the
+gallery."""
 
 from __future__ import annotations
 
@@ -25,6 +26,15 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
+WINGS = {  # tens digit of the notebooks → name of the wing, and what it hands on
+    0: ("The scan", "From a camera's pinholes to a study, its measurement, a classical image and a score."),
+    1: ("The prior", "A network that has seen simulated patients: from a noisy image to the clean one it expects."),
+    2: ("The method", "The walks in which prior and counts agree on one image, and how sure that image is."),
+    3: ("The patient", "Hospital files in and out, attenuation from CT, and the heart as a cardiologist reads it."),
+    4: ("The rivals", "What guided diffusion has to beat, each tuned as well as anyone could."),
+    5: ("The proof", "Every dose, every number of views, every rival, with intervals; and a reader that never tires."),
+    6: ("The face", "What people touch: the viewer, the dashboards, the explorer, the command line."),
+}
 
 
 def _link(notebook: Path, target: str) -> str:
@@ -69,6 +79,40 @@ def modules() -> list[tuple[str, str]]:
         if name := re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8")):
             found.append((name[1], path.stem))
     return found
+
+
+def promise(notebook: Path) -> tuple[str, str]:
+    "Title of a notebook and the sentence below it."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    found = re.match(r"# (.+)\s+> ?((?:.|\n)+)", "".join(cells[0]["source"]))
+    return found[1], " ".join(line.lstrip("> ") for line in found[2].splitlines()).replace("|", "\\|")
+
+
+def slug(wing: int) -> str:
+    "Name of a wing's page."
+    return WINGS[wing][0].lower().replace(" ", "_")
+
+
+def wing_page(wing: int) -> str:
+    "A wing's rooms with what each promises; in the menu they stand below it."
+    name, hands_on = WINGS[wing]
+    rooms = [(m, room) for m, room in modules() if int(room[0]) == wing]
+    rows = [["notebook", "module", "promise"]]
+    for module, room in rooms:
+        title, sentence = promise(ROOT / "nbs" / f"{room}.ipynb")
+        rows += [[f"[{room[:2]} {title}](../nbs/{room}.ipynb)", f"[`{module}`](../api/{module}.md)", sentence]]
+    menu = [f"../nbs/{room}" for _, room in rooms]
+    toctree = ["```{toctree}", ":hidden:", ":maxdepth: 1", "", *menu, "```", ""]
+    return "\n".join([f"# {name}", "", hands_on, "", table(rows), *toctree])
+
+
+def api_index() -> str:
+    "The modules, wing by wing."
+    lines = ["# API reference", "", "Signatures carry shapes and units; each module's notebook explains it.", ""]
+    for wing, (name, _) in WINGS.items():
+        names = [module for module, room in modules() if int(room[0]) == wing]
+        lines += [f"## {name}", "", "```{toctree}", ":maxdepth: 1", "", *names, "```", ""]
+    return "\n".join(lines)
 
 
 def header(source: str, node: ast.AST) -> str:
@@ -180,13 +224,13 @@ def assemble() -> None:
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         if not any(part[0] in "._" for part in path.relative_to(ROOT).parts):
             page_of(path, SOURCE / path.relative_to(ROOT))
-    (SOURCE / "api").mkdir()
-    listing = ["# API reference", "", "Signatures carry shapes and units; each module's notebook explains it.", ""]
-    listing += ["```{toctree}", ":maxdepth: 1", ""]
+    for folder in ("api", "wings"):
+        (SOURCE / folder).mkdir()
     for module, room in modules():
         (SOURCE / "api" / f"{module}.md").write_text(api_page(module, room), encoding="utf-8")
-        listing.append(module)
-    (SOURCE / "api" / "index.md").write_text("\n".join([*listing, "```", ""]), encoding="utf-8")
+    (SOURCE / "api" / "index.md").write_text(api_index(), encoding="utf-8")
+    for wing in WINGS:
+        (SOURCE / "wings" / f"{slug(wing)}.md").write_text(wing_page(wing), encoding="utf-8")
     (SOURCE / "benchmark.md").write_text(benchmark_page(), encoding="utf-8")
     (SOURCE / "gallery.md").write_text(gallery_page(), encoding="utf-8")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several workers, also in the processes they start
@@ -34,13 +35,27 @@ def pytest_unconfigure(config):
         folder.cleanup()
 
 
+def _unit(nodeid: str) -> str:
+    "What one worker runs as a whole: a file, whose tests share what they make, or a single notebook."
+    return nodeid if "test_notebooks.py" in nodeid else nodeid.split("::")[0]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Tests of one file share what they make, so one worker runs them, unless they say `xdist_group` themselves; pytest's
-    order of parts becomes the order in which workers take them, so the dear ones come first."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    "Files with many slow tests come first, so that no worker is left alone with one of them at the end."
+    slow = Counter(_unit(item.nodeid) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[_unit(item.nodeid)])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Workers take unit after unit, in the order above."
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = _unit
+    config.option.loadscopereorder = False
+    return scheduler
 
 
 @pytest.fixture(scope="session")
@@ -50,15 +65,18 @@ def shared_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def full_system(shared_cache):
-    "The shipped scanner's matrix on the default grid: whoever comes first builds it, the others wait and read it."
+def full_matrix(shared_cache) -> Path:
+    "The cached matrix of the shipped scanner on the default grid: one worker builds it, the other waits for the file."
     from diffspect_nb.core import ImageGrid
     from diffspect_nb.geometry import dnm570c
-    from diffspect_nb.system import SystemMatrix
+    from diffspect_nb.system import SystemMatrix, cache_path
 
+    path = cache_path(dnm570c(), ImageGrid())
     shared_cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(shared_cache / "full_system.lock"):
-        return SystemMatrix.build(dnm570c(), ImageGrid())
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            SystemMatrix.build(dnm570c(), ImageGrid())
+    return path
 
 
 @pytest.fixture(scope="session")

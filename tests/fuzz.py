@@ -12,16 +12,15 @@ import numpy as np
 import pydicom
 import torch
 
-from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.files import read_json, write_json
 from diffspect_nb.acquired import read_interfile, read_projections
+from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.ct import read_ct
 from diffspect_nb.dicom import read_activity, read_nm, write_nm
+from diffspect_nb.files import read_json, save_image, write_json
 from diffspect_nb.geometry import Scanner, tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.files import save_image
-from diffspect_nb.study import Study, simulate
 from diffspect_nb.prior import load_checkpoint, save_checkpoint
+from diffspect_nb.study import Study, simulate
 from diffspect_nb.training import TrainConfig
 from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
 

@@ -8,19 +8,29 @@ import pytest
 import torch
 
 from diffspect_nb.benchmark import (
-    differences, interval, paired, patient_rows, plot_curves, plot_strip, read_rows, run_benchmark, summary, table_of,
+    CLASSICAL,
+    differences,
+    gains,
+    guided,
+    interval,
+    paired,
+    patient_blocks,
+    patient_rows,
+    plot_curves,
+    plot_strip,
+    read_rows,
+    run_benchmark,
+    summary,
+    table_of,
     what_got_worse,
 )
 from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study
+from diffspect_nb.core import InputError
 from diffspect_nb.files import write_csv
-from diffspect_nb.metrics import contrast_errors, defect_regions
+from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.mlem import mlem_steps
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights
 from diffspect_nb.study import reduced
-from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.geometry import tiny, tiny_grid
-from diffspect_nb.mlem import mlem
-from diffspect_nb.phantom import torso
-from diffspect_nb.study import simulate
-from diffspect_nb.system import SystemMatrix
 from diffspect_nb.training import TrainConfig
 
 
@@ -29,8 +39,10 @@ def study():
     return held_out_study(FIRST_VALIDATION + 1, "tiny", tiny_grid())
 
 
-def twenty(study, system):
-    return mlem(system, study.projections, 20) / study.count_fraction
+def twenty(study):
+    "MLEM-20 as a method."
+    for step in mlem_steps(study.measurement(), 20, likelihood=False):
+        yield replace(step, image=step.image / study.count_fraction)
 
 
 SETTINGS = ["counts 0.1", "counts 1.0", "views 3"]
@@ -65,31 +77,20 @@ def test_every_method_is_scored_in_every_region_against_both_references(rows):
     assert regions == {(m, r) for m in ("heart", "field of view") for r in ("truth", "full-dose MLEM-50")}
     for setting in SETTINGS:
         methods = {r["method"] for r in rows if r["setting"] == setting}
-        assert {
-            "MLEM-50",
-            "OSEM, 5 × 4",
-            "best stop",
-            "best Gaussian",
-            "best TV",
-            "full-dose MLEM-50",
-            "ours",
-        } <= methods
+        assert {*CLASSICAL, "full-dose MLEM-50", "ours"} <= methods
     found = table_of(rows)
     for setting in SETTINGS:  # the oracle may choose iteration 20 too
-        assert (
-            found[setting, "best classical"]["one"]
-            >= found[setting, "best stop"]["one"]
-            >= found[setting, "ours"]["one"] - 1e-6
-        )
+        best, stop, ours = (found[setting, m]["one"] for m in ("best classical", "best stop", "ours"))
+        assert best >= stop >= ours - 1e-6
         assert found[setting, "full-dose best stop"] == found["counts 1.0", "full-dose best stop"]
 
 
 def test_an_interrupted_benchmark_goes_on_where_it_stopped(study, rows, tmp_path):
     path, runs = tmp_path / "rows.jsonl", []
 
-    def counted(s, system):
+    def counted(s):
         runs.append(s)
-        return twenty(s, system)
+        return twenty(s)
 
     def run(settings, methods):
         return list(run_benchmark(path, {"one": lambda: study}, settings, methods, **OPTIONS))
@@ -111,39 +112,86 @@ def test_an_interrupted_benchmark_goes_on_where_it_stopped(study, rows, tmp_path
         read_rows(tmp_path / "nothing")
 
 
-def made_up(values: dict[str, list[float]]) -> list[dict]:
-    "Rows of one setting: method → PSNR of study 0, 1, …"
-    base = {
-        "setting": "counts 0.1",
-        "reference": "truth",
-        "mask": "heart",
-        "nrmse": 0.5,
-        "ssim": 0.5,
-        "defect_error": None,
-        "seconds": 1.0,
+def test_rows_of_one_setting_are_on_disk_before_the_next_is_computed(study, tmp_path):
+    path, seen = tmp_path / "rows.jsonl", []
+
+    def method(s):
+        seen.append({(r["setting"], r["method"]) for r in read_rows(path)} if path.exists() else set())
+        return twenty(s)
+
+    settings = ["counts 0.1", "counts 0.2"]
+    list(run_benchmark(path, {"one": lambda: study}, settings, {"ours": method}, classical=False))
+    assert seen == [set(), {("counts 0.1", "ours")}]
+
+
+def test_a_background_is_in_the_model_of_every_rival(study):
+    flat = torch.full_like(study.projections, 0.05 * study.counts / study.projections.numel())
+    counts = study.projections + torch.poisson(flat, generator=torch.Generator().manual_seed(0))
+    dirty = replace(study, projections=counts, background=flat)
+    found = [table_of(list(patient_rows(s, "one", ["counts 0.2"], {"ours": twenty}, **OPTIONS)), "nrmse")
+             for s in (dirty, replace(dirty, background=None))]  # fmt: skip
+    for method in (*CLASSICAL, "ours", "full-dose MLEM-50"):
+        known, ignored = (table["counts 0.2", method]["one"] for table in found)
+        assert known < ignored, method
+
+
+class Everywhere:
+    "A prior that sees a flat image in everything."
+
+    device, looks_at_data, unit, provenance = torch.device("cpu"), False, 1.0, {}
+
+    def denoiser(self, mu, early, late):
+        return lambda x, t: torch.full_like(x, 0.3)
+
+
+def test_our_method_is_an_iterator_of_steps_whose_weights_decide_the_walk(study):
+    low = reduced(study, "counts 0.1")
+    steps = list(guided(Everywhere())(low))
+    assert [s.index for s in steps] == list(range(1, steps[-1].total + 1)) and (steps[-1].image >= 0).all()
+    by_name = {
+        "anchored": guided(Everywhere(), lambda s: AnchoredWeights.for_study(s, steps=4)),
+        "paper": guided(Everywhere(), lambda s: PaperWeights.for_study(s, steps=2, lambda_dps=0.0)),
     }
-    return [
-        base | {"method": m, "study": str(i), "psnr_db": v}
-        for m, column in values.items()
-        for i, v in enumerate(column)
-    ]
+    (block, other) = patient_blocks(study, "one", ["counts 0.1"], by_name, classical=False)
+    assert {r["method"] for r in block} == {"anchored"} and {r["method"] for r in other} == {"paper"}
+    assert block[0]["psnr_db"] != other[0]["psnr_db"]
+
+
+def test_a_study_without_truth_is_refused(study):
+    with pytest.raises(InputError, match="truth"):
+        next(patient_rows(replace(study, truth=None), "one", SETTINGS, {}))
+
+
+def made_up(values: dict[str, list[float]], **more) -> list[dict]:
+    "Rows of one setting: method → PSNR of study 0, 1, …"
+    base = {"setting": "counts 0.1", "reference": "truth", "mask": "heart", "seconds": 1.0}
+    base |= {"nrmse": 0.5, "ssim": 0.5, "defect_error": None} | more
+    found = [(method, i, value) for method, column in values.items() for i, value in enumerate(column)]
+    return [base | {"method": method, "study": str(i), "psnr_db": value} for method, i, value in found]
 
 
 def test_intervals_and_paired_differences():
     values = np.random.default_rng(0).normal(3, 2, 400)
     mean, low, high = interval(values)
     half = 1.96 * values.std(ddof=1) / 20  # the closed form for a mean of many
-    assert (
-        mean == pytest.approx(values.mean())
-        and low == pytest.approx(mean - half, abs=0.05)
-        and high == pytest.approx(mean + half, abs=0.05)
-    )
+    assert (mean, low, high) == pytest.approx((values.mean(), mean - half, mean + half), abs=0.05)
     assert interval([2.0]) == (2.0, 2.0, 2.0) and interval([1.0, 1.0, 1.0]) == (1.0, 1.0, 1.0)
     made = made_up({"ours": [10, 20, 30, 41], "MLEM-50": [9, 19, 29, 39]})
     mean, low, high = paired(made, "ours", "MLEM-50", "counts 0.1")
     assert mean == pytest.approx(1.25) and 1 <= low <= high <= 2  # patients differ by 30 dB, the difference by 1
+    assert gains(made, "ours", "MLEM-50", "counts 0.1") == [1, 1, 1, 2]
     with pytest.raises(InputError, match="no study"):
         paired(made, "ours", "nobody", "counts 0.1")
+
+
+def test_means_of_defects_count_the_patients_that_have_one():
+    made = made_up({"ours": [10, 20, 30]}) + made_up({"MLEM-50": [10, 20, 30]})
+    for row in made[:2] + made[3:5]:
+        row["defect_error"] = 0.1 if row["method"] == "ours" else 0.3
+    line = next(line for line in summary(made) if line["method"] == "ours")
+    assert (line["studies"], line["studies_with_defect"]) == (3, 2) and line["defect_error"] == pytest.approx(0.1)
+    apart = [d for d in differences(made, "ours") if (d["metric"], d["rival"]) == ("defect_error", "MLEM-50")]
+    assert [(d["studies"], d["studies_worse"]) for d in apart] == [(2, 0)]
 
 
 def test_the_best_classical_image_is_chosen_per_study_and_losses_are_listed():
@@ -155,28 +203,11 @@ def test_the_best_classical_image_is_chosen_per_study_and_losses_are_listed():
     assert line["difference"] == pytest.approx(0.25) and line["studies_worse"] == 1
 
 
-def test_defect_regions_lie_in_the_wall_and_the_truth_keeps_their_contrast():
-    grid = ImageGrid((40, 44, 44), 4.0)
-    phantom = torso(np.random.default_rng(4), grid, defects=2)
-    full = simulate(phantom, tiny(), 1e5, np.random.default_rng(0), SystemMatrix.build(tiny(), grid, cache=False))
-    full = replace(full, meta=full.meta | {"defects": list(phantom.defects)})
-    regions = defect_regions(full)
-    assert 1 <= len(regions) <= 2
-    for defect, normal in regions:
-        assert not (defect & normal).any()
-        assert float(full.truth[defect].mean()) < 0.9 * float(full.truth[normal].mean())
-    assert contrast_errors(full.truth, full, regions) == pytest.approx([0.0] * len(regions))
-    flat = torch.ones(grid.shape)
-    assert min(contrast_errors(flat, full, regions)) > 0.1
-    assert defect_regions(replace(full, meta={})) == []
-
-
 def test_tables_and_figures(rows, study, tmp_path):
     write_csv(tmp_path / "summary.csv", summary(rows))
     head, *lines = (tmp_path / "summary.csv").read_text().splitlines()
-    assert head.startswith("setting,method,mask,reference,studies,psnr_db,psnr_db_low") and len(lines) == len(
-        summary(rows)
-    )
+    assert head.startswith("setting,method,mask,reference,studies,psnr_db,psnr_db_low")
+    assert len(lines) == len(summary(rows))
     fig = plot_curves(rows, ("ours", "best classical", "MLEM-50"))
     assert [len(ax.lines) >= 3 for ax in fig.axes] == [True, True]
     doses = [row for row in rows if row["setting"].startswith("counts")]
@@ -184,6 +215,7 @@ def test_tables_and_figures(rows, study, tmp_path):
     assert len(ax.lines) >= 2 and ax.get_legend() is not None
     images: dict = {}
     list(patient_rows(study, "one", SETTINGS[:1], {"ours": twenty}, keep_images=images, **OPTIONS))
+    assert {method for _, method in images} >= {*CLASSICAL, "ours", "full-dose MLEM-50"}
     fig = plot_strip(study, images, SETTINGS[0], ("MLEM-50", "ours"))
     assert [ax.get_title() for ax in fig.axes[:3]] == ["truth", "MLEM-50", "ours"]
     json.dumps(rows)

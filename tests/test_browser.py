@@ -12,6 +12,7 @@ import pytest
 from browser import headless, jupyter_lab, open_and_run, serving, wait_for
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
 DASHBOARD = """from diffspect_nb.dashboard import ReconstructionDashboard
 dashboard = ReconstructionDashboard()
 dashboard"""
@@ -25,7 +26,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, browser, shared_cache):
+def lab(tmp_path_factory, browser, full_matrix):
     "JupyterLab in a folder of its own, with the dashboard in a notebook."
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "data_samples", folder / "data_samples")
@@ -191,7 +192,7 @@ def test_nothing_sticks_out(page, width):
     assert not wide
 
 
-def test_app(browser, shared_cache):
+def test_app(browser, full_matrix):
     "`diffspect dashboard`: the same by Voilà, on loopback, asking no other host for anything."
     command = [sys.executable, "-c", CLI, "dashboard", "--no-browser", "--port", "0"]
     with serving(command, r"(http://127\.0\.0\.1:\d+)/", ROOT) as address:

@@ -11,25 +11,39 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, rotate, shift
 
+from diffspect_nb.anatomy import Canvas, Tissue, bullet, defect_weight, half_space, heart_frame, intersect
+from diffspect_nb.anatomy import subtract as minus
+from diffspect_nb.cardiac import across, find_ventricle, long_axis, place_ventricle, reorient, true_ventricle, turned
 from diffspect_nb.cohort import held_out_study
-from diffspect_nb.cardiac import (
-    ANGLES, ROWS, across, find_ventricle, long_axis, place_ventricle, reorient, true_ventricle, turned,
-)
-from diffspect_nb.polar import show_views
-from diffspect_nb.polar import (
-    SEGMENTS, map_angles, plot_polar, polar_map, segment_numbers, segment_table, show_surfaces,
-)
-from diffspect_nb.reading import (
-    AxisEditor, NormalHearts, deficit, load_normals, normal_hearts, reversibility, save_normals, show_reading,
-)
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.dicom import read_activity
-from diffspect_nb.mlem import osem
-from diffspect_nb.prior import HEART_MM
-from diffspect_nb.anatomy import Canvas, Tissue, bullet, defect_weight, half_space, heart_frame, intersect
-from diffspect_nb.phantom import lv_wall_share, torso
-from diffspect_nb.anatomy import subtract as minus
 from diffspect_nb.files import load_image
+from diffspect_nb.mlem import osem
+from diffspect_nb.phantom import lv_wall_share, torso
+from diffspect_nb.polar import (
+    ANGLES,
+    ROWS,
+    SEGMENTS,
+    PolarScale,
+    map_angles,
+    plot_polar,
+    polar_map,
+    segment_numbers,
+    segment_table,
+    show_surfaces,
+    show_views,
+)
+from diffspect_nb.prior import HEART_MM
+from diffspect_nb.reading import (
+    AxisEditor,
+    NormalHearts,
+    deficit,
+    load_normals,
+    normal_hearts,
+    reversibility,
+    save_normals,
+    show_reading,
+)
 
 GRID = ImageGrid()
 CENTER_MM = np.array(HEART_MM)
@@ -429,13 +443,13 @@ def test_stress_and_rest():
 def test_pictures_return_what_they_drew():
     v, image = usual()
     disc = polar_map(image, v)
-    ax = plot_polar(disc, title="a claim", unit="% of maximum")
+    ax = plot_polar(disc, title="a claim", scale=PolarScale(-5, 100, "a unit"))
     words = [t.get_text() for t in ax.texts]
     assert ax.get_title() == "a claim" and {"ANT", "INF", "SEP", "LAT"} <= set(words) and len(words) == 21
     position = {t.get_text(): t.get_position() for t in ax.texts}
     assert position["SEP"][0] < 0 < position["LAT"][0] and position["INF"][1] < 0 < position["ANT"][1]
-    mesh = ax.collections[0]
-    assert mesh.get_clim() == (0, 100)
+    assert ax.collections[0].get_clim() == (-5, 100)
+    assert "a unit" in [other.get_ylabel() for other in ax.figure.axes]
     fig = show_surfaces(image, disc)
     assert len([ax for ax in fig.axes if ax.images]) == 3
     plt.close("all")
@@ -446,7 +460,7 @@ def test_the_darkest_place_is_drawn_where_it_is():
     disc = polar_map(usual()[1], usual()[0])
     for center, side in ((90, -1), (270, 1)):
         values = np.where(np.abs(map_angles() - center) < 20, 0.0, 100.0) * np.ones((ROWS, 1))
-        ax = plot_polar(disc, values, bar=False)
+        ax = plot_polar(disc, values)
         mesh = ax.collections[0]
         corners = mesh.get_coordinates()
         middle = (corners[:-1, :-1] + corners[1:, 1:]) / 2
@@ -504,7 +518,7 @@ def test_one_study_is_read_in_a_second_and_a_half():
 def test_simulated_studies(seed):
     study = held_out_study(seed)
     true = true_ventricle(study.meta["phantom"]["heart"])
-    found = find_ventricle(osem(study.system(), study.projections), study.grid)
+    found = find_ventricle(osem(study.measurement()), study.grid)
     assert angle_deg(found, true) < 8 and off_mm(found, true) < 8
 
 

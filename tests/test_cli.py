@@ -16,11 +16,16 @@ from scipy.ndimage import gaussian_filter
 
 from diffspect_nb.cardiac import true_ventricle
 from diffspect_nb.cli import main
-from diffspect_nb.study import sample_folder
-from diffspect_nb.geometry import tiny, tiny_grid
-from diffspect_nb.phantom import torso
+from diffspect_nb.cli_study import WALKS, option_of, own_options
 from diffspect_nb.files import load_image, save_image
-from diffspect_nb.study import Study, simulate
+from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.mlem import osem
+from diffspect_nb.phantom import torso
+from diffspect_nb.prior import pretrained, save_checkpoint
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.sampler import settings_of, weights_from_json
+from diffspect_nb.slice_network import SliceUNet, UNetConfig
+from diffspect_nb.study import Study, reduced_study, sample_folder, simulate
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +154,118 @@ def test_a_damaged_cache_file_is_named(tiny_study, tmp_path, capsys, monkeypatch
         (("--counts", "2"), "(0, 1]"),
         (("--views", "6"), "central row"),
         (("--steps", "0"), "steps"),
-        (("--lambda-mlem", "2"), "lambda_mlem"),
+        (("--method", "paper", "--lambda-mlem", "2"), "lambda_mlem"),
+        (("--method", "osem", "--iterations", "0"), "--iterations must be at least 1"),
     ],
 )
 def test_impossible_options_are_refused(option, rule, tiny_study, tmp_path, capsys):
     assert rule in refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "out", *option)
+
+
+METHOD_OPTIONS = [
+    ("paper", "--anchor", "anchored", "--lambda-dps"),
+    ("anchored", "--lambda-dps", "paper", "--anchor"),
+    ("anchored", "--tv-weight", "paper", "--samples"),
+    ("osem", "--steps", "anchored and paper", "--iterations"),
+    ("mlem", "--prior", "anchored and paper", "--iterations"),
+]
+
+
+@pytest.mark.parametrize("method, option, owner, has", METHOD_OPTIONS)
+def test_an_option_of_another_method_is_refused(method, option, owner, has, tmp_path, capsys):
+    "In one line that names the option, both methods and what the chosen one has; before anything is read."
+    line = refused(capsys, "reconstruct", "nowhere", "--out", tmp_path / "out", "--method", method, option, "1")
+    assert line.startswith(f"diffspect: {option} belongs to method {owner}, not {method}; {method} has --")
+    assert has in line.rpartition(" has ")[2].split(", ") and option not in line.rpartition(" has ")[2].split(", ")
+
+
+@pytest.mark.parametrize("method", WALKS)
+def test_every_weight_of_a_walk_is_an_option(method, capsys):
+    "Named, ranged and explained by the table of weights; there are no others."
+    with pytest.raises(SystemExit):
+        main(["reconstruct", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, setting in settings_of(WALKS[method]).items():
+        assert f"{option_of(name)} " in printed
+        if name != "seed":
+            assert f"{setting.symbol}: {' '.join(setting.meaning.split())}" in printed
+    assert set(own_options(method)) <= {*settings_of(WALKS[method]), "prior", "samples"}
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory) -> Path:
+    "A checkpoint of an untrained network for the tiny grid's slices."
+    config = UNetConfig(n_slices=tiny_grid().shape[0], widths=(16, 32), blocks=1, embedding=32, head_width=32)
+    path = tmp_path_factory.mktemp("prior") / "slices.safetensors"
+    history = {"config": {"network": config.to_json(), "schedule": "cosine", "grid": tiny_grid().to_json()}}
+    torch.manual_seed(0)
+    save_checkpoint(path, SliceUNet(config), history)
+    return path
+
+
+def test_the_shipped_slice_prior_names_the_slices_that_it_takes(tiny_study, tmp_path, capsys):
+    line = refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "out", "--method", "paper")
+    assert "'mlem50' takes 50 slices, this study has 16" in line
+
+
+@pytest.mark.parametrize("method, options", [("paper", ["--lambda-dps", "0.2"]), ("anchored", ["--anchor", "0.1"])])
+def test_a_walk_on_the_command_line_is_the_library_s(method, options, tiny_study, slices, tmp_path, capsys):
+    "Weights, prior and image; and the same once more, but with no other options."
+    out, again = tmp_path / "out", tmp_path / "again"
+    argv = ["reconstruct", str(tiny_study), "--method", method, "--steps", "2", "--seed", "3", *options]
+    argv += ["--prior", str(slices)] if method == "paper" else []
+    assert main([*argv, "--counts", "0.5", "--out", str(out)]) == 0
+    result = json.loads((out / "result.json").read_text())
+    low = reduced_study(Study.load(tiny_study), 0.5, None, 3)
+    changed = {options[0][2:].replace("-", "_"): float(options[1])}
+    weights = WALKS[method].for_study(low, steps=2, seed=3, **changed)
+    assert result["method"] == method and result["weights"] == weights.to_json()
+    name = str(slices) if method == "paper" else weights.prior
+    assert result["prior"]["name"] == name and weights_from_json(result["weights"]) == weights
+    torch.testing.assert_close(load_image(out / "image.nii.gz"), reconstruct(low, weights, pretrained(name)).image)
+    assert main(["reconstruct", "--from", str(out / "result.json"), "--out", str(again)]) == 0
+    assert torch.equal(load_image(again / "image.nii.gz"), load_image(out / "image.nii.gz"))
+    capsys.readouterr()
+    repeat = ("reconstruct", "--from", out / "result.json", "--out", again)
+    for more in (("--steps", "3"), ("--method", "osem"), ("--seed", "0")):
+        assert f"leave out {more[0]}" in refused(capsys, *repeat, *more)
+
+
+@pytest.mark.parametrize("method", ["diffspect", "osem"])
+def test_a_result_of_an_older_version_is_one_line(method, tiny_study, tmp_path, capsys):
+    "It cannot be repeated, but the counts can still be asked about its image."
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem", "--iterations", "2"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    old = {"counts": None, "views": None, "steps": None, "seed": 0, "device": "cpu", "prior": "diffspect"}
+    result |= {"method": method, "versions": result["versions"] | {"diffspect_nb": "0.1.0"}}
+    result |= {"guidance": {"solver": "renoise"}} if method == "diffspect" else {}
+    result["input"]["options"] = old
+    (out / "result.json").write_text(json.dumps(result))
+    capsys.readouterr()
+    line = refused(capsys, "reconstruct", "--from", out / "result.json", "--out", tmp_path / "again")
+    assert "older version (0.1.0)" in line and "cannot be repeated" in line
+    assert main(["probe", str(out), "--at", "0", "0", "0", "--radius-mm", "30", "--out", str(tmp_path / "probe")]) == 0
+
+
+def test_another_checkpoint_of_the_same_name_is_not_the_same_once_more(tiny_study, tmp_path, capsys):
+    shipped = Path(sample_folder()).parents[1] / "diffspect_nb" / "weights"
+    mine, out = tmp_path / "mine.safetensors", tmp_path / "out"
+    shutil.copy(shipped / "diffspect.safetensors", mine)
+    argv = ["reconstruct", str(tiny_study), "--steps", "1", "--prior", str(mine), "--out", str(out)]
+    assert main(argv) == 0
+    shutil.copy(shipped / "mlem50.safetensors", mine)
+    capsys.readouterr()
+    repeat = ("reconstruct", "--from", out / "result.json", "--out", tmp_path / "again")
+    assert "another checkpoint" in refused(capsys, *repeat)
+
+
+def test_iterations_are_those_asked_for(tiny_study, tmp_path):
+    "OSEM: so many passes; the image is the library's."
+    assert main(["reconstruct", str(tiny_study), "--out", str(tmp_path), "--method", "osem", "--iterations", "3"]) == 0
+    image = osem(Study.load(tiny_study).measurement(), 3)
+    torch.testing.assert_close(load_image(tmp_path / "image.nii.gz"), image)
+    assert json.loads((tmp_path / "result.json").read_text())["iterations"] == 3
 
 
 def test_mlem_on_the_command_line(tiny_study, tmp_path, capsys):
@@ -235,7 +347,7 @@ def test_a_heart_is_read_from_the_command_line(tmp_path, capsys):
 def test_samples_and_a_probe_of_what_they_show(tiny_study, tmp_path, capsys):
     "Mean and interval beside the image; then the counts are asked about its hottest place."
     out, plain = tmp_path / "out", tmp_path / "plain"
-    few = ["--counts", "0.5", "--steps", "2", "--seed", "3"]
+    few = ["--counts", "0.5", "--seed", "3"]
     assert main(["reconstruct", str(tiny_study), "--out", str(out), "--samples", "2", *few]) == 0
     assert main(["reconstruct", str(tiny_study), "--out", str(plain), *few]) == 0
     image, mean, half = (load_image(out / f"{n}.nii.gz") for n in ("image", "mean", "uncertainty"))
@@ -259,13 +371,15 @@ def test_samples_and_a_probe_of_what_they_show(tiny_study, tmp_path, capsys):
 def test_samples_and_probes_that_cannot_be(tiny_study, tmp_path, capsys):
     out = tmp_path / "out"
     assert "one has no spread" in refused(capsys, "reconstruct", tiny_study, "--out", out, "--samples", 1)
-    assert "method diffspect" in refused(
-        capsys, "reconstruct", tiny_study, "--out", out, "--samples", 4, "--method", "mlem"
-    )
-    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem", "--steps", "1"]) == 0
+    four = ("reconstruct", tiny_study, "--out", out, "--samples", 4)
+    for method in ("paper", "mlem"):
+        line = refused(capsys, *four, "--method", method)
+        assert f"--samples belongs to method anchored, not {method}; {method} has --" in line
+    assert "fitted for" in refused(capsys, *four, "--steps", 2) and not list(out.iterdir())
+    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem", "--iterations", "1"]) == 0
     capsys.readouterr()
     again = ("--from", out / "result.json", "--out", tmp_path / "again", "--samples", 4)
-    assert "method diffspect" in refused(capsys, "reconstruct", *again)
+    assert "belongs to method anchored, not osem" in refused(capsys, "reconstruct", *again)
     assert "which region" in refused(capsys, "probe", out)
     assert "region is empty" in refused(capsys, "probe", out, "--at", 900, 0, 0)
     assert "cannot be read" in refused(capsys, "probe", tmp_path / "nothing", "--at", 0, 0, 0)
@@ -283,7 +397,7 @@ def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys,
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
     argv = ["reconstruct", tmp_path / "study", "--out", tmp_path / "out", "--prior", checkpoint, "--steps", "2"]
     assert main([str(a) for a in argv]) == 0
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["guidance"]["steps"] == 2
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["weights"]["steps"] == 2
     (tmp_path / "config.json").write_text(json.dumps(config | {"stepz": 3}))
     capsys.readouterr()
     assert "stepz" in refused(capsys, "train", tmp_path / "config.json", "--out", tmp_path / "other")

@@ -7,23 +7,26 @@ import json
 import random
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from diffspect_nb.core import ImageGrid, InputError, Step
 from diffspect_nb.board import StreamView
 from diffspect_nb.cohort import simulated_patient
-from diffspect_nb.dashboard import KEPT_RUNS, ReconstructionDashboard
-from diffspect_nb.lessons import diffusion_dashboard, mlem_dashboard
-from diffspect_nb.geometry import tiny, tiny_grid
-from diffspect_nb.mlem import mlem
-from diffspect_nb.phantom import torso
-from diffspect_nb.reconstruction import reconstruct
-from diffspect_nb.sampler import Guidance
+from diffspect_nb.core import ImageGrid, InputError, Step
+from diffspect_nb.dashboard import Curves, ReconstructionDashboard
+from diffspect_nb.explorer import explore
 from diffspect_nb.files import load_image
-from diffspect_nb.study import Study, simulate
+from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.lessons import diffusion_dashboard, first_views, geometry_dashboard, mlem_dashboard
+from diffspect_nb.mlem import mlem
+from diffspect_nb.panels import KEPT_RUNS, KNOBS, METHODS, usual_weights
+from diffspect_nb.phantom import torso
+from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights, settings_of
+from diffspect_nb.study import Study, simulate, thin
 from diffspect_nb.viewer import VolumeViewer, focus_of, to_levels, view_study
 
 
@@ -32,7 +35,7 @@ def study() -> Study:
     "A tiny full-dose study with truth and reference."
     rng = np.random.default_rng(3)
     found = simulate(torso(rng, tiny_grid()), tiny(), 2e6, rng)
-    return Study(**{**vars(found), "reference": mlem(found.system(), found.projections, 20)})
+    return Study(**{**vars(found), "reference": mlem(found.measurement(), 20)})
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +166,9 @@ def test_an_error_in_drawing_is_told_and_survived():
 
 def test_a_run_is_the_library_s_reconstruction(dashboard, study):
     run = dashboard.last
-    assert run.wish.counts == 0.05 and {r["reference"] for r in run.scores} == {"truth", "full-dose MLEM-50"}
-    torch.testing.assert_close(run.result.image, reconstruct(run.study, run.wish.guidance).image)
+    assert run.wish.acquisition.counts == 0.05 and run.wish.prior == "diffspect"
+    assert {r["reference"] for r in run.scores} == {"truth", "full-dose MLEM-50"}
+    torch.testing.assert_close(run.result.image, reconstruct(run.study, run.wish.weights).image)
     assert dashboard.viewer.names == ["input", "guided", "full dose", "truth"]
     assert "<svg" in dashboard.curves.value and "done in" in dashboard.state.value
 
@@ -174,44 +178,91 @@ def test_the_same_data_are_not_begun_twice(dashboard):
     dashboard.controls["anchor"].value = 0.11
     assert dashboard.wait(60) and dashboard._begun is begun
     dashboard.controls["counts"].value = 0.2
-    assert dashboard.wait(60) and dashboard._begun is not begun and dashboard.last.wish.counts == 0.2
+    assert dashboard.wait(60) and dashboard._begun is not begun and dashboard.last.wish.acquisition.counts == 0.2
     dashboard.controls["counts"].value = 0.05
-    dashboard.controls["preset"].value = "default"
+    dashboard.controls["preset"].value = "anchored"
     dashboard.wait(60)
 
 
-def test_presets_move_the_sliders_and_are_left_when_a_slider_moves(dashboard):
+def test_the_input_against_itself_gains_nothing(study):
+    "Scatter of 5 %: the likelihood counts it in both images that it compares."
+    low = thin(study, 0.05, np.random.default_rng(0))
+    background = torch.full_like(low.projections, 0.05 * low.counts / low.projections.numel())
+    more = torch.poisson(background, torch.Generator().manual_seed(0))
+    low = replace(low, projections=low.projections + more, background=background)
+    begun = outcome(beginning_steps(low, AnchoredWeights()))
+    curves = Curves(low, begun)
+    curves.add(begun.late / low.count_fraction)
+    assert abs(curves.likelihood[0]) < 0.01
+    forgotten = replace(begun.measurement, background=None).log_likelihood(begun.late) - curves.reached
+    assert forgotten < -100, "the background of this test is too small to be missed"
+    curves.add(2 * begun.late / low.count_fraction)
+    assert curves.likelihood[1] < -100 and "log-likelihood gained" in curves.html(2)
+
+
+def shown(dashboard) -> dict:
+    "The sliders of the method that is chosen, by name."
+    return {name: knob for name, knob in dashboard.method.knobs.items() if knob.layout.display != "none"}
+
+
+def test_presets_bring_the_sliders_of_their_method(dashboard):
     c = dashboard.controls
     c["preset"].value = "paper"
-    assert dashboard.wait(120)
+    assert tuple(shown(dashboard)) == KNOBS["paper"] and dashboard.wish().prior == PaperWeights.prior
     assert (c["steps"].value, c["start"].value, c["tv_weight"].value) == (25, 999, 0.02) and c["lambda_dps"].value > 0.1
-    c["preset"].value = "default"
-    dashboard.wait(60)
-    assert c["steps"].value == Guidance().steps and c["lambda_dps"].value == 0
     c["lambda_mlem"].value = 0.2
-    assert dashboard.wait(60) and c["preset"].value == "own" and dashboard.last.wish.guidance.lambda_mlem == 0.2
-    c["preset"].value = "default"
-    dashboard.wait(60)
+    c["steps"].value = 3
+    assert dashboard.wait(120) and c["preset"].value == "own", dashboard.message.value
+    last = dashboard.last.wish.weights
+    assert isinstance(last, PaperWeights) and (last.lambda_mlem, last.steps) == (0.2, 3)
+    assert last.lambda_dps == pytest.approx(PaperWeights.for_level(0.05).lambda_dps, abs=1e-6)
+    torch.testing.assert_close(dashboard.last.result.image, reconstruct(dashboard.last.study, last).image)
+    c["preset"].value = "anchored"
+    assert dashboard.wait(60) and set(shown(dashboard)) == set(KNOBS["anchored"])
+    usual = usual_weights("anchored", 0.05, 1.0)
+    assert dashboard.last.wish.weights == usual and c["steps"].value == usual.steps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sliders_and_marks_come_from_the_table_of_weights(dashboard, method):
+    dashboard.controls["preset"].value = method
+    usual, word = METHODS[method].for_level(0.05), {"paper": "paper", "anchored": "default"}[method]
+    for name, knob in shown(dashboard).items():
+        setting, value = settings_of(METHODS[method])[name], getattr(usual, name)
+        assert (knob.slider.min, knob.slider.max, knob.slider.step) == (*setting.shown, setting.step)
+        assert setting.meaning in knob.tip and f"{word} {value:.3g}" in knob._head.value
+        low, high = setting.shown
+        assert f"left:{100 * (value - low) / (high - low):.1f}%" in knob._strip.value
+    dashboard.controls["preset"].value = "anchored"
+    assert dashboard.wait(60)
+
+
+def test_one_table_for_both_methods():
+    "A slider that both methods share has one range."
+    for name in set(KNOBS["paper"]) & set(KNOBS["anchored"]):
+        paper, anchored = (settings_of(METHODS[m])[name] for m in ("paper", "anchored"))
+        assert (paper.shown, paper.step) == (anchored.shown, anchored.step), name
 
 
 def test_compare_and_export(dashboard, study, tmp_path):
     dashboard.controls["seed"].value = 5
     assert dashboard.wait(60)
-    dashboard.compare_button.click()
+    dashboard.results.compare_button.click()
     assert len(dashboard.viewer.names) == 3 and dashboard.viewer.names[-1] == "truth"
-    dashboard.live_button.click()
+    dashboard.results.live_button.click()
     assert dashboard.viewer.names[0] == "input"
-    dashboard.export_to.value = str(tmp_path / "out")
-    dashboard.export_button.click()
+    dashboard.results.export_to.value = str(tmp_path / "out")
+    dashboard.results.export_button.click()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "image.nii.gz", "input.nii.gz", "support.nii.gz", "views.png", "result.json",
     }  # fmt: skip
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
-    assert result["guidance"]["seed"] == 5 and "reconstruct(" in result["code"] and result["metrics"]
+    assert result["method"] == result["weights"]["method"] == "anchored" and result["weights"]["seed"] == 5
+    assert "reconstruct(" in result["code"] and result["metrics"]
     torch.testing.assert_close(load_image(tmp_path / "out" / "image.nii.gz", study.grid), dashboard.last.result.image)
     (tmp_path / "file").write_text("in the way")
-    dashboard.export_to.value = str(tmp_path / "file" / "below")
-    dashboard.export_button.click()
+    dashboard.results.export_to.value = str(tmp_path / "file" / "below")
+    dashboard.results.export_button.click()
     assert "cannot write" in dashboard.message.value and "dsd-error" in dashboard.message.value
 
 
@@ -219,11 +270,11 @@ def test_probe_at_the_crosshair(dashboard, study):
     "On the hottest voxel: its surroundings are colder, so filling it from there takes photons away."
     image = dashboard.last.result.image
     dashboard.viewer.cursor = [int(i) for i in np.unravel_index(int(image.argmax()), image.shape)]
-    dashboard.probe_button.click()
+    dashboard.results.probe_button.click()
     found = dashboard.probe()
     assert str(found) in dashboard.message.value.replace("&#x27;", "'") and "dsd-error" not in dashboard.message.value
     assert found.photons < 0
-    assert "measurement support" in dashboard.scores.value
+    assert "measurement support" in dashboard.results.scores.value
 
 
 @pytest.mark.parametrize("damage", ["no study.json", "not JSON", "truncated counts"])
@@ -238,7 +289,7 @@ def test_a_damaged_study_is_one_line(dashboard, study, tmp_path, damage):
         counts.write_bytes(counts.read_bytes()[:200])
     kept = len(dashboard.history)
     dashboard.controls["source"].value, dashboard.controls["folder"].value = "folder", str(tmp_path)
-    dashboard.load_button.click()
+    dashboard.source.load_button.click()
     assert dashboard.wait(30) and dashboard.stream.state == "failed"
     assert str(tmp_path) in dashboard.message.value and "Traceback" not in dashboard.message.value
     assert len(dashboard.history) == kept
@@ -250,8 +301,8 @@ def test_the_history_is_bounded(dashboard):
     for seed in range(KEPT_RUNS + 2):
         dashboard.controls["seed"].value = 100 + seed
         assert dashboard.wait(60)
-    assert len(dashboard.history) == KEPT_RUNS == len(dashboard.first.options)
-    assert dashboard.last.wish.guidance.seed == 100 + KEPT_RUNS + 1
+    assert len(dashboard.history) == KEPT_RUNS == len(dashboard.results.first.options)
+    assert dashboard.last.wish.weights.seed == 100 + KEPT_RUNS + 1
 
 
 def test_closing_ends_the_worker(study):
@@ -264,6 +315,11 @@ def test_closing_ends_the_worker(study):
 
 
 def test_lessons_run(study):
+    board = geometry_dashboard(tiny(), voxel_mm=20.0)
+    board.controls["views"].value = 2
+    assert board.wait(60) and board.stream.state == "finished", board.message.value
+    assert float(board.viewer.images["now"].sum()) < float(board.viewer.images["as built"].sum())
+    board.close()
     board = mlem_dashboard(study)
     assert board.wait(60) and board.stream.state == "finished", board.message.value
     assert float(board.viewer.images["MLEM"].max()) > 0 and "PSNR" in board.curves.value
@@ -273,6 +329,24 @@ def test_lessons_run(study):
     assert board.wait(60) and board.stream.state == "finished", board.message.value
     assert not torch.equal(board.viewer.images["noisy"], board.viewer.images["denoised"])
     board.close()
+
+
+def test_first_views_grow_from_the_middle(study):
+    "Each number of views keeps those of the smaller one in the central row, then adds the others."
+    scanner = study.scanner
+    kept = [first_views(scanner, n) for n in range(1, scanner.n_views + 1)]
+    assert [len(set(views)) for views in kept] == list(range(1, scanner.n_views + 1))
+    assert kept[-1] == list(range(scanner.n_views))
+
+
+def test_explored_knobs_belong_to_the_method(study):
+    with pytest.raises(InputError, match="knobs must be of .*lambda_dps.*got anchor"):
+        next(explore(study, {"anchor": [0.1]}, PaperWeights.for_study))
+    with pytest.raises(InputError, match="got lambda_dps"):
+        next(explore(study, {"lambda_dps": [0.1]}))
+    page = outcome(explore(study, {"views": [1, 3], "steps": [2, 3]}, denoise=lambda x, t: x, start={"steps": 3}))
+    assert [knob["name"] for knob in page["knobs"]] == ["central views", "steps"] and page["start"] == [1, 1]
+    assert page["others"] == {"input": [4, 5], "full dose": [6], "truth": [7]} and page["follows"]["input"] == 0
 
 
 def test_a_patient_to_order_has_the_defect_that_was_ordered():

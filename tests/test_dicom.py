@@ -18,17 +18,17 @@ import pytest
 import torch
 from fuzz import FILES, READERS, damaged, outcome
 
-from diffspect_nb import dicom
+from diffspect_nb import ct
+from diffspect_nb.acquired import focus_on, read_interfile, read_projections, read_stir_pinhole, share_inside
 from diffspect_nb.cli import main
 from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.acquired import focus_on, read_interfile, read_projections, share_inside
-from diffspect_nb.ct import Placement, ct_to_mu, read_ct
+from diffspect_nb.ct import CTVolume, Placement, ct_to_mu, read_ct
 from diffspect_nb.dicom import PHYSIONET, fetch_scans, orientation_cube, read_nm, scans_in, stored_axes, write_nm
+from diffspect_nb.files import load_image, save_image
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.reconstruction import reconstruct
-from diffspect_nb.sampler import Guidance
-from diffspect_nb.files import load_image, save_image
+from diffspect_nb.sampler import AnchoredWeights
 from diffspect_nb.study import Study, keep_views, simulate, thin
 
 GRID = ImageGrid((6, 7, 8), 4.0)
@@ -165,6 +165,52 @@ def test_a_hostile_interfile_header_is_refused(tmp_path, old, new, reason):
         read_interfile(path)
 
 
+def stir_folder(folder, hole="0. 0. 0. round 0.2 0.2", sense="CCW"):
+    "A rotating pinhole of three views in STIR's files: crystal of 4 mm, 3 per cm."
+    path = FILES["interfile"](folder)
+    more = ["radius := 60", "scaling factor (mm/pixel) [1] := 1.5", f"!direction of rotation := {sense}"]
+    (folder / "input.hs").write_text(path.read_text() + "\n".join(more))
+    holes = [f"h{k}: {k} {hole}" for k in (1, 2, 3)]
+    (folder / "collimator.txt").write_text("\n".join(["Collimator radius(cm): 2.5", *holes]))
+    lines = ["Sigma(cm): 0.05", "Crystal thickness (cm): 0.4", "Crystal attenuation coefficient (cm -1): 3"]
+    (folder / "detector.txt").write_text("\n".join([*lines, "ang0(deg): 180.", "incr(deg): 90"]))
+    return folder
+
+
+@pytest.mark.parametrize("sense, turn", [("CCW", 1), ("CW", -1)])
+def test_a_stir_pinhole_stands_where_its_files_say(tmp_path, sense, turn):
+    "Angles from below the subject; photons stop in the crystal, on average where an integral over its depth says."
+    study = read_stir_pinhole(stir_folder(tmp_path, sense=sense), ImageGrid((4, 4, 4), 1.0))
+    depth = np.linspace(0, 4, 100_001)  # mm
+    stopped = np.exp(-0.3 * depth)
+    scanner = study.scanner
+    assert scanner.focal_mm == pytest.approx(60 - 25 + (depth * stopped).sum() / stopped.sum(), abs=1e-4)
+    assert (scanner.aperture_mm, scanner.pixel_mm) == (2.0, 1.5)
+    assert scanner.intrinsic_fwhm_mm == pytest.approx(0.5 * 2 * np.sqrt(2 * np.log(2)))
+    for k, p in enumerate(scanner.pinholes):
+        angle = np.deg2rad(turn * 90 * k)
+        assert p.position_mm == pytest.approx((25 * np.sin(angle), 25 * np.cos(angle), 0.0), abs=1e-9)
+    assert study.counts == np.arange(60).sum()
+
+
+@pytest.mark.parametrize(
+    "name, old, new, reason",
+    [
+        ("collimator.txt", "h2:", "x2:", "one centred round hole"),
+        ("collimator.txt", "h2: 2 0.", "h2: 2 1.", "one centred round hole"),
+        ("collimator.txt", "Collimator radius", "Radius", "lacks a number after 'Collimator radius"),
+        ("detector.txt", "0.05", "1.2.3", "not a readable number after 'Sigma"),
+        ("input.hs", "CCW", "LEFT", "not a readable STIR acquisition"),
+    ],
+)
+def test_a_stir_pinhole_that_cannot_be_used_says_why(tmp_path, name, old, new, reason):
+    path = stir_folder(tmp_path) / name
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=reason) as e:
+        read_stir_pinhole(tmp_path)
+    assert name in str(e.value)
+
+
 def test_a_nifti_that_promises_too_much_takes_no_memory(tmp_path):
     "A bomb: a header of 32,767³ voxels, a few bytes of data."
     path = tmp_path / "bomb.nii.gz"
@@ -193,7 +239,7 @@ def test_a_packed_ct_is_the_ct_and_is_unpacked_nowhere(tmp_path):
 
 def test_a_hostile_archive_is_refused(tmp_path, monkeypatch):
     "A bomb by its sizes, a member that points outside, and one that is no file."
-    monkeypatch.setattr(dicom, "MOST_ARCHIVE_BYTES", 10_000)
+    monkeypatch.setattr(ct, "MOST_ARCHIVE_BYTES", 10_000)
     path = tmp_path / "bomb.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo("zeros")
@@ -216,9 +262,9 @@ def test_a_nudge_moves_the_ct_as_it_says(tmp_path):
     grid, volume = ImageGrid((12, 14, 16), 4.0), np.zeros((12, 14, 16), np.float32)
     volume[5:7, 6:8, 7:9] = 0.2
     first = np.array([axis[0] for axis in grid.axes_mm()[::-1]])
-    ct = dicom.CTVolume(volume, first, np.full(3, 4.0))
+    block = CTVolume(volume, first, np.full(3, 4.0))
     for placement in (Placement((0, 0, 0)), Placement((0, 0, 0), (0, 0, 90))):
-        still, moved = ct_to_mu(ct, grid, placement), ct_to_mu(ct, grid, placement.nudge((8, 0, 4)))
+        still, moved = ct_to_mu(block, grid, placement), ct_to_mu(block, grid, placement.nudge((8, 0, 4)))
         torch.testing.assert_close(moved[1:, :, 2:], still[:-1, :, :-2], atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="three numbers"):
         Placement((0, 0, float("nan")))
@@ -263,7 +309,7 @@ def test_counts_of_the_background_alone_leave_an_empty_image():
     rng = np.random.default_rng(0)
     study = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
     explained = replace(study, background=study.projections * 0.98)
-    still = Guidance(steps=2, samples=1, start=300)
+    still = AnchoredWeights(steps=2, fields=1, start=300)
     dark, bright = (reconstruct(s, still, denoise=lambda x, t: x.clamp_min(0)) for s in (explained, study))
     assert dark.image.sum() < 0.1 * bright.image.sum()
     assert dark.support.reduced < 0.1 * bright.support.reduced
@@ -368,11 +414,10 @@ def tiny_study(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["osem", "diffspect"])
+@pytest.mark.parametrize("method", ["osem", "anchored"])
 def test_a_result_repeats_itself_bit_for_bit(tiny_study, tmp_path, method, capsys):
     out, again = tmp_path / "a", tmp_path / "b"
-    options = ["--counts", "0.3", "--seed", "4", "--steps", "2"]
-    options += ["--anchor", "0.2"] if method == "diffspect" else []
+    options = ["--counts", "0.3", "--seed", "4"] + (["--steps", "2", "--anchor", "0.2"] if method == "anchored" else [])
     assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", method, *options, "--dicom"]) == 0
     assert main(["reconstruct", "--from", str(out / "result.json"), "--out", str(again)]) == 0
     first, second = (nibabel.load(f / "image.nii.gz").get_fdata() for f in (out, again))

@@ -7,8 +7,18 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffspect_nb.diffusion import (
-    add_noise, cosine_schedule, ddim_step, dpm2_step, hybrid_loss, linear_schedule, posterior_mean, predict_eps,
-    predict_x0, timesteps, velocity, x0_from_output,
+    SCHEDULES,
+    add_noise,
+    cosine_schedule,
+    ddim_step,
+    hybrid_loss,
+    linear_schedule,
+    posterior_mean,
+    predict_eps,
+    predict_x0,
+    timesteps,
+    velocity,
+    x0_from_output,
 )
 
 PAIRS = {
@@ -39,7 +49,7 @@ def test_a_strided_step_equals_that_of_diffusers(name, eta):
     x, eps, noise = image(1), image(2), image(3)
     for t in (960, 480, 40):
         wanted = theirs.step(eps, t, x, eta=eta, variance_noise=noise).prev_sample
-        got = ddim_step(x, None, eps, t, t - 40, ours, eta, noise)
+        got = ddim_step(x, None, eps, (t, t - 40), ours, eta, noise)
         torch.testing.assert_close(got, wanted.double(), rtol=1e-5, atol=1e-5)
 
 
@@ -75,12 +85,16 @@ def test_the_posterior_mean_is_equation_4():
 
 def test_the_last_step_is_the_clean_estimate_and_the_learned_variance_interpolates():
     schedule, x, x0 = cosine_schedule(), image(0), image(1)
-    assert torch.equal(ddim_step(x, x0, None, 40, -1, schedule), x0)
-    noise = image(2)
-    spread = {v: ddim_step(x, x0, None, 500, 460, schedule, 1.0, noise, torch.full_like(x, v)) for v in (0.0, 0.5, 1.0)}
-    base = ddim_step(x, x0, None, 500, 460, schedule, 1.0, 0 * noise)
-    low, middle, high = ((spread[v] - base) / noise for v in (0.0, 0.5, 1.0))
-    torch.testing.assert_close(low, (ddim_step(x, x0, None, 500, 460, schedule, 1.0, noise) - base) / noise)
+    assert torch.equal(ddim_step(x, x0, None, (40, -1), schedule), x0)
+    noise, levels = image(2), (500, 460)
+
+    def deviation(v: float | None) -> torch.Tensor:
+        fraction = None if v is None else torch.full_like(x, v)
+        random, quiet = (ddim_step(x, x0, None, levels, schedule, 1.0, n, fraction) for n in (noise, 0 * noise))
+        return (random - quiet) / noise
+
+    low, middle, high = (deviation(v) for v in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(low, deviation(None))  # v = 0 is the variance of a known clean image
     torch.testing.assert_close(middle**2, low * high)
     assert (high > low).all()
 
@@ -94,35 +108,27 @@ def test_velocity_gives_the_clean_image_back():
         x0_from_output(noise, x_t, t, schedule, "x0")
 
 
-def walk_through_a_gaussian(n_steps: int, second_order: bool, mean=2.0, deviation=0.3) -> float:
+def walk_through_a_gaussian(n_steps: int, mean=2.0, deviation=0.3) -> float:
     "Relative error of a deterministic walk whose exact end is known: every variance is carried along."
     schedule, levels = cosine_schedule(), timesteps(n_steps, 900)
 
-    def spread(t): return float((schedule.alpha_bar(t) * deviation**2 + 1 - schedule.alpha_bar(t)).sqrt())
+    def spread(t):
+        return float((schedule.alpha_bar(t) * deviation**2 + 1 - schedule.alpha_bar(t)).sqrt())
 
     x = start = image(3)
-    before = None
     for t, t_next in zip(levels[:-1], levels[1:], strict=True):
         a, s2 = float(schedule.sqrt_alpha_bar(t)), 1 - float(schedule.alpha_bar(t))
         x0 = mean + a * deviation**2 / (a**2 * deviation**2 + s2) * (x - a * mean)
-        if second_order:
-            x = dpm2_step(x, x0, t, t_next, schedule, *(before or (None, None)))
-        else:
-            x = ddim_step(x, x0, None, t, t_next, schedule)
-        before = (x0, t)
+        x = ddim_step(x, x0, None, (t, t_next), schedule)
     first, end = (float(schedule.sqrt_alpha_bar(t)) for t in (levels[0], levels[-1]))
     exact = end * mean + spread(levels[-1]) / spread(levels[0]) * (start - first * mean)
     return float((x - exact).norm() / (exact - end * mean).norm())
 
 
-def test_the_second_order_solver_needs_fewer_steps():
-    first, second = ([walk_through_a_gaussian(n, solver) for n in (20, 40)] for solver in (False, True))
-    assert second[0] < 0.5 * first[0] and second[1] < 0.5 * first[1]
-    assert first[1] < 0.7 * first[0] and second[1] < 0.5 * second[0]
-    x, x0 = image(4), image(5)
-    schedule = cosine_schedule()
-    torch.testing.assert_close(dpm2_step(x, x0, 500, 300, schedule), ddim_step(x, x0, None, 500, 300, schedule))
-    torch.testing.assert_close(dpm2_step(x, x0, 5, -1, schedule), x0)
+def test_a_deterministic_walk_is_of_first_order():
+    "Twice the steps, half the error."
+    few, twice, many = (walk_through_a_gaussian(n) for n in (40, 80, 160))
+    assert 1.6 < few / twice < 2.4 and 1.8 < twice / many < 2.2 and many < 0.05
 
 
 def test_timesteps_descend_evenly_to_zero():
@@ -140,24 +146,58 @@ def output(eps: torch.Tensor, raw: float) -> torch.Tensor:
 def test_a_perfect_model_has_no_loss():
     "ε exact and v = 0 (raw −1, the true posterior's variance): both parts vanish for t > 0."
     schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([1, 300, 999])
-    x_t = add_noise(x0, noise, t, schedule)
-    _, parts = hybrid_loss(output(noise, -1.0), x0, x_t, noise, t, schedule)
+    _, parts = hybrid_loss(output(noise, -1.0), x0, noise, t, schedule)
     assert float(parts["simple"]) == 0 and abs(float(parts["vlb"])) < 1e-9
-    _, worse = hybrid_loss(output(noise + 0.1, 0.3), x0, x_t, noise, t, schedule)
+    _, worse = hybrid_loss(output(noise + 0.1, 0.3), x0, noise, t, schedule)
     assert float(worse["simple"]) == pytest.approx(0.01) and float(worse["vlb"]) > 0
+    exact = velocity(x0, noise, t, schedule)
+    _, by_velocity = hybrid_loss(output(exact, -1.0), x0, noise, t, schedule, predict="v")
+    assert float(by_velocity["simple"]) == 0 and abs(float(by_velocity["vlb"])) < 1e-9
+
+
+def test_the_bound_is_that_of_torchs_distributions():
+    "Kullback–Leibler divergences of the steps, and −log p(x0 | x1) at t = 0, in bits, T times their mean."
+    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([0, 300, 999])
+    x_t = add_noise(x0, noise, t, schedule)
+    guess, raw = noise + 0.1, 0.4
+    _, parts = hybrid_loss(output(guess, raw), x0, noise, t, schedule)
+    v, terms = (raw + 1) / 2, []
+    for i, level in enumerate(t.tolist()):
+        log_true, log_beta = schedule.log_posterior_variance[level], schedule.betas[level].log()
+        spread = (0.5 * (v * log_beta + (1 - v) * log_true)).exp()
+        estimate = predict_x0(x_t[i], guess[i], level, schedule)
+        means = [posterior_mean(x_t[i], clean, level, schedule) for clean in (x0[i], estimate)]
+        true, model = (torch.distributions.Normal(m, s) for m, s in zip(means, ((0.5 * log_true).exp(), spread)))
+        wanted = -model.log_prob(x0[i]) if level == 0 else torch.distributions.kl_divergence(true, model)
+        terms.append(wanted.mean())
+    assert float(parts["vlb"]) == pytest.approx(float(sum(terms)) / 3 * 1000 / math.log(2), rel=1e-9)
+
+
+def test_weights_decide_what_counts():
+    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([5, 300, 900])
+    wrong = noise.clone()
+    wrong[..., 0] += 1
+    weight = torch.ones_like(x0)
+    weight[..., 0] = 0
+    _, blind = hybrid_loss(output(wrong, 0.0), x0, noise, t, schedule, weight=weight)
+    _, seeing = hybrid_loss(output(wrong, 0.0), x0, noise, t, schedule)
+    assert float(blind["simple"]) == 0 and float(seeing["simple"]) == pytest.approx(1 / 5)
 
 
 def test_the_variance_term_teaches_the_variance_alone():
     schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([5, 300, 900])
-    x_t = add_noise(x0, noise, t, schedule)
     gradients = []
     for weight in (0.0, 1.0):
         model = output(noise + 0.2, 0.1).requires_grad_()
-        hybrid_loss(model, x0, x_t, noise, t, schedule, weight)[0].backward()
+        hybrid_loss(model, x0, noise, t, schedule, weight)[0].backward()
         gradients.append(model.grad)
     without, with_vlb = gradients
     assert torch.equal(without[:, 0], with_vlb[:, 0]) and float(without[:, 1].abs().max()) == 0
     assert float(with_vlb[:, 1].abs().max()) > 0
+
+
+def test_schedules_have_names():
+    assert {name: make().name for name, make in SCHEDULES.items()} == {name: name for name in ("cosine", "linear")}
 
 
 def test_impossible_arguments_are_refused():
@@ -165,10 +205,13 @@ def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="t must be integers"):
         add_noise(x, x, 1000, schedule)
     with pytest.raises(ValueError, match="t_prev must be"):
-        ddim_step(x, x, None, 5, 5, schedule)
+        ddim_step(x, x, None, (5, 5), schedule)
     with pytest.raises(ValueError, match="eta must be"):
-        ddim_step(x, x, None, 5, 4, schedule, eta=2)
+        ddim_step(x, x, None, (5, 4), schedule, eta=2)
     with pytest.raises(ValueError, match="noise must be given"):
-        ddim_step(x, x, None, 50, 40, schedule, eta=1)
-    with pytest.raises(ValueError, match="model_output must be"):
-        hybrid_loss(x, x, x, x, torch.tensor([1, 1, 1]), schedule)
+        ddim_step(x, x, None, (50, 40), schedule, eta=1)
+    with pytest.raises(ValueError, match="x0 or eps must be given"):
+        ddim_step(x, None, None, (50, 40), schedule)
+    for output_shape, noise in (((3, 1, 6, 5), x), ((3, 2, 6, 5), x[:2]), ((3, 2, 6, 4), x)):
+        with pytest.raises(ValueError, match="model_output must be"):
+            hybrid_loss(torch.zeros(output_shape), x, noise, torch.tensor([1, 1, 1]), schedule)

@@ -54,7 +54,7 @@ def test_a_kill_between_checkpoint_and_state_resumes_to_the_same_weights(tmp_pat
 import os, signal, sys
 from diffspect_nb import training
 from diffspect_nb.geometry import tiny_grid
-from diffspect_nb.unet import VolumeConfig
+from diffspect_nb.volume_network import VolumeConfig
 network = VolumeConfig(widths=(16, 24), blocks=1, embedding=32)
 config = training.TrainConfig(n_studies=2, steps=8, warmup=2, scanner="tiny", grid=tiny_grid(), network=network)
 for _ in config.cohort.make(config.label): pass
@@ -81,14 +81,14 @@ for _ in training.train(config, sys.argv[1], save_every=2): pass
 def test_ctrl_c_in_a_reconstruction_is_one_line_and_keeps_the_old_result(tmp_path, earlier):
     code = """
 import signal, sys
-from diffspect_nb import cli
+from diffspect_nb import cli, cli_study
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without
-steps = cli.mlem_steps
+steps = cli_study.mlem_steps
 def interrupted(*args, **options):
     for step in steps(*args, **options):
         yield step
         if step.index == 2: signal.raise_signal(signal.SIGINT)
-cli.mlem_steps = interrupted
+cli_study.mlem_steps = interrupted
 sys.exit(cli.main(["reconstruct", sys.argv[1], "--out", sys.argv[2], "--method", "osem"]))
 """
     rng = np.random.default_rng(5)
@@ -149,11 +149,10 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
 def test_a_full_disk_is_one_line_and_keeps_the_old_result(tmp_path):
     "The operating system says so when the file is to be on the disk."
     code = """
-import errno, sys
-from diffspect_nb import core
+import errno, os, sys
 from diffspect_nb.cli import main
-def full(path): raise OSError(errno.ENOSPC, "No space left on device", str(path))
-core._to_disk = full
+def full(handle): raise OSError(errno.ENOSPC, "No space left on device")
+os.fsync = full
 sys.exit(main(["simulate", "--scanner", "tiny", "--out", sys.argv[1], "--no-reference", "--counts-total", "1e5"]))
 """
     (tmp_path / "out").mkdir()

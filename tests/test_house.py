@@ -359,6 +359,9 @@ def test_version_comes_from_settings():
     literal = re.compile(rf"(?<![\d.]){re.escape(version)}(?![\d.])")
     others = [p for p in project_files() if p.suffix in {".py", ".toml", ".cfg"} and p.name != "__init__.py"]
     assert not [p.name for p in others if literal.search(p.read_text(encoding="utf-8"))]
+    told = {"CITATION.cff": f"\nversion: {version}\n", "docs/site/cite.md": f"{{{version}}}"}
+    for name, line in (told | {"CHANGELOG.md": f"\n## {version}"}).items():
+        assert line in (ROOT / name).read_text(encoding="utf-8"), f"{name} is not of version {version}"
 
 
 def test_no_paths_of_one_machine():

@@ -1,5 +1,7 @@
 "Metrics against scikit-image, closed forms and invariances, and what they refuse."
+
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,8 +9,22 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage import metrics as oracle
 
-from diffspect_nb.core import InputError
-from diffspect_nb.metrics import best_gaussian, nrmse, plot_scores, psnr, score, score_table, ssim
+from diffspect_nb.core import ImageGrid, InputError
+from diffspect_nb.geometry import tiny
+from diffspect_nb.metrics import (
+    contrast_errors,
+    defect_regions,
+    masks_of,
+    nrmse,
+    psnr,
+    rmse,
+    score,
+    score_table,
+    scores_of,
+    ssim,
+)
+from diffspect_nb.phantom import torso
+from diffspect_nb.study import simulate
 
 SHAPES = [(7, 7, 7), (9, 12, 10), (20, 33, 17)]
 
@@ -28,6 +44,7 @@ def test_whole_array_agrees_with_scikit_image(shape, seed):
         oracle.peak_signal_noise_ratio(reference, image, data_range=top), rel=1e-12
     )
     assert nrmse(image, reference) == pytest.approx(oracle.normalized_root_mse(reference, image), rel=1e-12)
+    assert rmse(image, reference) ** 2 == pytest.approx(oracle.mean_squared_error(reference, image), rel=1e-12)
     _, values = oracle.structural_similarity(reference, image, win_size=7, data_range=top, full=True)
     assert ssim(image, reference) == pytest.approx(values.mean(), rel=1e-12)
 
@@ -131,7 +148,7 @@ def test_the_kind_of_container_does_not_matter():
 def test_inputs_are_left_alone():
     image, reference = pair((9, 9, 9))
     before = image.copy(), reference.copy()
-    best_gaussian(image, reference, reference > 10)
+    rmse(image, reference, reference > 10)
     score(image, {"truth": reference}, {"all": np.ones_like(reference, bool)})
     assert np.array_equal(image, before[0]) and np.array_equal(reference, before[1])
 
@@ -180,31 +197,6 @@ def test_table_is_aligned_and_says_reference_mask_and_range():
     assert "maximum of the reference" in lines[-1] and "7-voxel window" in lines[-2]
 
 
-def test_best_gaussian_is_the_minimum_over_the_widths():
-    _, reference = pair((16, 20, 18))
-    noisy = reference + np.random.default_rng(3).normal(0, 4, reference.shape)
-    mask = reference > np.median(reference)
-    sigmas = (0, 0.5, 1.0, 1.5, 2.5)
-    filtered, sigma = best_gaussian(noisy, reference, mask, sigmas)
-    trials = {s: psnr(gaussian_filter(noisy, s) if s else noisy, reference, mask) for s in sigmas}
-    assert sigma == max(trials, key=trials.get) and 0 < sigma < 2.5
-    assert filtered.dtype == torch.float32
-    np.testing.assert_allclose(filtered.numpy(), gaussian_filter(noisy, sigma), rtol=1e-6, atol=1e-5)
-    assert float(filtered.sum()) == pytest.approx(noisy.sum(), rel=1e-5)
-    assert best_gaussian(reference, reference, mask, sigmas)[1] == 0
-
-
-def test_plot_has_one_line_per_reference_and_mask():
-    image, reference = pair((9, 12, 10))
-    masks = {"field of view": np.ones_like(reference, bool), "heart": reference > 20}
-    rows = [row for name in "ab" for row in score(image, {"truth": reference}, masks, name)]
-    ax = plot_scores(rows, "nrmse")
-    assert [len(line.get_xdata()) for line in ax.lines] == [2, 2] and ax.get_ylabel() == "NRMSE"
-    np.testing.assert_allclose(ax.lines[1].get_ydata(), nrmse(image, reference, masks["heart"]))
-    with pytest.raises(InputError, match="'dice'"):
-        plot_scores(rows, "dice")
-
-
 ONES = np.ones((8, 8, 8))
 BAD = [
     ((ONES, np.ones((8, 8, 9))), r"\(8, 8, 8\) and \(8, 8, 9\)"),
@@ -218,7 +210,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("metric", [psnr, nrmse, ssim, best_gaussian])
+@pytest.mark.parametrize("metric", [psnr, nrmse, ssim, rmse])
 @pytest.mark.parametrize(("args", "message"), BAD)
 def test_bad_input_is_named(metric, args, message):
     with pytest.raises(InputError, match=message):
@@ -246,14 +238,41 @@ def test_ssim_needs_a_volume_larger_than_its_window(shape):
         ssim(np.ones(shape), np.ones(shape))
 
 
-@pytest.mark.parametrize("sigmas", [(), (-1,), (math.nan,)])
-def test_bad_widths(sigmas):
-    with pytest.raises(InputError, match="sigmas_voxels"):
-        best_gaussian(ONES, ONES, None, sigmas)
-
-
 def test_errors_name_the_pair_and_tables_need_rows():
     with pytest.raises(InputError, match="'MLEM' against 'truth' in 'heart': mask is empty"):
         score(ONES, {"truth": ONES}, {"heart": ONES < 0}, "MLEM")
     with pytest.raises(InputError, match="at least one row"):
         score_table([])
+
+
+@pytest.fixture(scope="module")
+def patient():
+    "A study with two defects; coarse projections, fine voxels."
+    grid = ImageGrid((40, 44, 44), 4.0)
+    phantom = torso(np.random.default_rng(4), grid, defects=2)
+    study = simulate(phantom, tiny(), 1e5, np.random.default_rng(0))
+    return replace(study, meta=study.meta | {"defects": list(phantom.defects)})
+
+
+def test_a_study_is_scored_in_its_regions_against_what_it_has(patient):
+    masks = masks_of(patient)
+    assert set(masks) == {"field of view", "heart"} and not (masks["heart"] & ~masks["field of view"]).any()
+    assert set(masks_of(replace(patient, heart=None))) == {"field of view"}
+    both = replace(patient, reference=patient.truth * 1.1)
+    rows = scores_of(both, {"a": patient.truth * 0.9})
+    assert [(r["reference"], r["mask"]) for r in rows] == [
+        (reference, mask) for reference in ("truth", "full-dose MLEM-50") for mask in ("field of view", "heart")
+    ]
+    assert rows[0]["nrmse"] == pytest.approx(0.1, rel=1e-5)
+    assert scores_of(replace(patient, truth=None), {"a": patient.truth}) == []
+
+
+def test_defect_regions_lie_in_the_wall_and_the_truth_keeps_their_contrast(patient):
+    regions = defect_regions(patient)
+    assert 1 <= len(regions) <= 2
+    for defect, normal in regions:
+        assert not (defect & normal).any()
+        assert float(patient.truth[defect].mean()) < 0.9 * float(patient.truth[normal].mean())
+    assert contrast_errors(patient.truth, patient, regions) == pytest.approx([0.0] * len(regions))
+    assert min(contrast_errors(torch.ones(patient.grid.shape), patient, regions)) > 0.1
+    assert defect_regions(replace(patient, meta={})) == []

@@ -8,11 +8,10 @@ from scipy.optimize import minimize
 from diffspect_nb.core import InputError, last
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import anchored_em, mlem, mlem_steps, osem
-from diffspect_nb.prior import early_and_late, intensity_scale
-from diffspect_nb.system import poisson_deviance, poisson_log_likelihood
 from diffspect_nb.phantom import torso
+from diffspect_nb.prior import early_and_late, intensity_scale
 from diffspect_nb.study import simulate, thin
-from diffspect_nb.system import SystemMatrix
+from diffspect_nb.system import Measurement, SystemMatrix, poisson_deviance, poisson_log_likelihood
 
 
 def random_problem(seed: int, bins=(3, 4, 5), voxels=(2, 3, 4)) -> tuple[SystemMatrix, torch.Tensor, np.ndarray]:
@@ -40,7 +39,7 @@ def test_mlem_equals_ten_lines_of_dense_algebra(background):
         expected = matrix @ x + background
         ratio = np.divide(y, expected, out=np.zeros_like(y), where=expected > 0)
         x = np.where(seen, x / np.where(seen, s, 1) * (matrix.T @ ratio), 0)
-    got = mlem(system, counts, 30, background=background)
+    got = mlem(Measurement(system, counts, background), 30)
     np.testing.assert_allclose(got.numpy().ravel(), x, rtol=1e-10, atol=1e-12)
     assert float(got.view(-1)[7]) == 0  # the voxel that nobody sees
 
@@ -49,31 +48,31 @@ def test_mlem_equals_ten_lines_of_dense_algebra(background):
 @pytest.mark.parametrize("background", [0.0, 0.5])
 def test_the_likelihood_never_falls(seed, background):
     system, counts, _ = random_problem(seed)
-    values = [s.scalars["log_likelihood"] for s in mlem_steps(system, counts, 200, background=background)]
+    values = [s.scalars["log_likelihood"] for s in mlem_steps(Measurement(system, counts, background), 200)]
     assert all(b >= a - 1e-9 * abs(a) for a, b in zip(values, values[1:], strict=False))
 
 
 def test_the_likelihood_never_falls_on_a_patient_with_attenuation(patient):
     system = patient.system().to(dtype=torch.float64)
-    steps = list(mlem_steps(system, patient.projections, 60))
+    measurement = Measurement(system, patient.projections)
+    steps = list(mlem_steps(measurement, 60))
     values = [s.scalars["log_likelihood"] for s in steps]
     assert all(b >= a - 1e-12 * abs(a) for a, b in zip(values, values[1:], strict=False))
     for step in (steps[0], steps[-1]):  # each update reproduces the measured total
         assert float(system.forward(step.image).sum()) == pytest.approx(patient.counts, rel=1e-6)
-        assert step.scalars["log_likelihood"] == pytest.approx(
-            poisson_log_likelihood(patient.projections, system.forward(step.image))
-        )
+        expected = poisson_log_likelihood(patient.projections, system.forward(step.image))
+        assert step.scalars["log_likelihood"] == pytest.approx(expected) == measurement.log_likelihood(step.image)
 
 
 def test_osem_is_mlem_with_one_subset_and_faster_with_more(patient):
-    system = patient.system()
-    one = last(mlem_steps(system, patient.projections, 4, n_subsets=1))
-    torch.testing.assert_close(osem(system, patient.projections, 4, n_subsets=1), one.image)
-    three = last(mlem_steps(system, patient.projections, 4, n_subsets=3))
+    measurement = patient.measurement()
+    one = last(mlem_steps(measurement, 4, n_subsets=1))
+    torch.testing.assert_close(osem(measurement, 4, n_subsets=1), one.image)
+    three = last(mlem_steps(measurement, 4, n_subsets=3))
     assert three.scalars["log_likelihood"] > one.scalars["log_likelihood"]
     for n in (0, 8):
         with pytest.raises(InputError, match="number of subsets"):
-            osem(system, patient.projections, 1, n_subsets=n)
+            osem(measurement, 1, n_subsets=n)
 
 
 def objective(v, matrix, y, v0, b, background=0.0):
@@ -90,12 +89,11 @@ def test_anchored_em_descends_to_the_minimum_that_an_optimiser_finds(b):
     v0 = np.random.default_rng(1).random(24) * 8
     anchor = torch.as_tensor(v0).reshape(system.image_shape)
     path = [objective(v0, matrix, y, v0, b)]
-    v = anchor
-    for _ in range(50):
-        v = anchored_em(system, counts, anchor, b, 1, start=v)
-        path.append(objective(v.numpy().ravel(), matrix, y, v0, b))
+    measurement = Measurement(system, counts)
+    for n in range(1, 51):
+        path.append(objective(anchored_em(measurement, anchor, b, n).numpy().ravel(), matrix, y, v0, b))
     assert all(after <= before + 1e-9 for before, after in zip(path, path[1:], strict=False))
-    v = anchored_em(system, counts, anchor, b, 10_000)
+    v = anchored_em(measurement, anchor, b, 10_000)
     gradient = lambda u: matrix.sum(0) - matrix.T @ np.divide(
         y, matrix @ u, out=np.zeros_like(y), where=matrix @ u > 0
     ) + b * (u - v0)
@@ -111,12 +109,12 @@ def test_anchored_em_descends_to_the_minimum_that_an_optimiser_finds(b):
 def test_anchored_em_between_its_limits():
     system, counts, _ = random_problem(4)
     anchor = torch.rand(system.image_shape, dtype=torch.float64) + 0.5
-    seen = system.sensitivity > 0
-    free = anchored_em(system, counts, anchor, 0.0, 20)
-    torch.testing.assert_close(free[seen], mlem(system, counts, 20, start=anchor)[seen])
-    torch.testing.assert_close(anchored_em(system, counts, anchor, 1e-9, 20)[seen], free[seen], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(anchored_em(system, counts, anchor, 1e9, 5), anchor, rtol=1e-6, atol=1e-6)
-    assert (anchored_em(system, counts, anchor, 0.3, 5) >= 0).all()
+    seen, measurement = system.sensitivity > 0, Measurement(system, counts)
+    free = anchored_em(measurement, anchor, 0.0, 20)
+    torch.testing.assert_close(free[seen], mlem(measurement, 20, start=anchor)[seen])
+    torch.testing.assert_close(anchored_em(measurement, anchor, 1e-9, 20)[seen], free[seen], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(anchored_em(measurement, anchor, 1e9, 5), anchor, rtol=1e-6, atol=1e-6)
+    assert (anchored_em(measurement, anchor, 0.3, 5) >= 0).all()
 
 
 def test_deviance_is_zero_for_a_perfect_fit_and_about_one_per_bin_by_chance():
@@ -128,9 +126,9 @@ def test_deviance_is_zero_for_a_perfect_fit_and_about_one_per_bin_by_chance():
 
 @pytest.mark.parametrize("fraction", [0.5, 0.2, 0.05])
 def test_the_scale_does_not_drift_with_the_dose(patient, fraction):
-    system, low = patient.system(), thin(patient, fraction, np.random.default_rng(2))
+    low = thin(patient, fraction, np.random.default_rng(2))
     full, reduced = (
-        intensity_scale(early_and_late(system, s.projections)[0] / s.count_fraction, s.grid, len(s.views))
+        intensity_scale(early_and_late(s.measurement())[0] / s.count_fraction, s.grid, len(s.views))
         for s in (patient, low)
     )
     assert reduced == pytest.approx(full, rel=0.1)
@@ -146,15 +144,16 @@ def test_the_scale_is_an_inverse_intensity(patient):
 def test_a_stack_is_reconstructed_as_one_by_one(patient):
     "Acquisitions of one system share the passes over its matrix and nothing else."
     system, low = patient.system(), thin(patient, 0.1, np.random.default_rng(3))
-    stack = torch.stack([patient.projections, low.projections])
-    for options in ({}, {"n_subsets": 3}, {"background": 0.5}):
-        together = mlem(system, stack, 8, **options)
-        for image, s in zip(together, (patient, low), strict=True):
-            alone = mlem(system, s.projections, 8, **options)
+    stack = Measurement(system, torch.stack([patient.projections, low.projections]))
+    noisy = Measurement(system, stack.counts, 0.5)
+    for measured, n in ((stack, 1), (stack, 3), (noisy, 1)):
+        together = osem(measured, 8, n_subsets=n)
+        for i, image in enumerate(together):
+            alone = osem(Measurement(system, measured.counts[i], measured.background[i]), 8, n_subsets=n)
             torch.testing.assert_close(image, alone, rtol=2e-4, atol=1e-3 * float(image.max()))
     anchors = torch.stack([patient.truth, patient.truth * 0.1])
-    both = anchored_em(system, stack, anchors, 1e-6, 3)
-    alone = anchored_em(system, low.projections, anchors[1], 1e-6, 3)
+    both = anchored_em(stack, anchors, 1e-6, 3)
+    alone = anchored_em(low.measurement(), anchors[1], 1e-6, 3)
     torch.testing.assert_close(both[1], alone, rtol=2e-4, atol=1e-3 * float(both[1].max()))
 
 
@@ -162,10 +161,11 @@ def test_impossible_data_are_refused():
     system, counts, _ = random_problem(5)
     for wrong in (counts - 100, counts * float("nan"), counts[1:]):
         with pytest.raises(InputError, match="projections must"):
-            mlem(system, wrong, 1)
-    with pytest.raises(InputError, match="background"):
-        mlem(system, counts, 1, background=-1.0)
+            Measurement(system, wrong)
+    for wrong in (-1.0, float("nan"), counts[1:]):
+        with pytest.raises(InputError, match="background must"):
+            Measurement(system, counts, wrong)
     with pytest.raises(InputError, match="strength"):
-        anchored_em(system, counts, torch.ones(system.image_shape), -1.0)
-    with pytest.raises(InputError, match="anchor must have"):
-        anchored_em(system, counts, torch.ones(2, 2, 2), 1.0)
+        anchored_em(Measurement(system, counts), torch.ones(system.image_shape), -1.0)
+    with pytest.raises(InputError, match="anchor must be"):
+        anchored_em(Measurement(system, counts), torch.ones(2, 2, 2), 1.0)

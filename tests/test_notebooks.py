@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow
 NBS = ROOT / "nbs"
 NOTEBOOKS = [
     p.relative_to(NBS).as_posix()
@@ -39,10 +40,10 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name, copied_nbs, shared_cache):
+def test_notebook_runs(name, copied_nbs, full_matrix):
     "Cells flagged `#| slow`, `#| gpu` or `#| eval: false` are left out (see docs/notebooks.py)."
     shared_data = os.environ.get("DIFFSPECT_DATA") or str(ROOT.parent / "shared" / "data")
-    env = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "DIFFSPECT_DATA": shared_data}
+    env = {**os.environ, "DIFFSPECT_DATA": shared_data}
     before = contents(copied_nbs)
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "notebooks.py", "--check", copied_nbs / name],

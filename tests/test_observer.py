@@ -10,7 +10,13 @@ from scipy.stats import mannwhitneyu, norm
 from diffspect_nb.core import InputError
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.observer import (
-    area_difference, area_under_roc, contrast_of, hotelling_verdicts, observer_pair, octave_channels, responses_of,
+    area_difference,
+    area_under_roc,
+    contrast_of,
+    hotelling_verdicts,
+    observer_pair,
+    octave_channels,
+    responses_of,
 )
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffspect_nb.anatomy import HEARTS, Tissue
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import tiny_grid
-from diffspect_nb.anatomy import HEARTS, Tissue
 from diffspect_nb.phantom import dilate, heart_mask, lv_wall_share, torso
 
 

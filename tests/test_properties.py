@@ -11,7 +11,7 @@ from diffspect_nb.core import ImageGrid
 from diffspect_nb.geometry import Scanner, rotating_camera, tiny
 from diffspect_nb.mlem import anchored_em, mlem, mlem_steps
 from diffspect_nb.study import Study, keep_views, thin
-from diffspect_nb.system import SystemMatrix, adjoint_gap
+from diffspect_nb.system import Measurement, SystemMatrix, adjoint_gap
 
 few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 grids = st.builds(
@@ -33,13 +33,12 @@ def scanners(draw) -> Scanner:
     return replace(tiny().keep_views(kept), pixel_mm=draw(st.floats(2, 12)), **changed)
 
 
-def acquired(scanner: Scanner, grid: ImageGrid, level: float, seed: int) -> tuple[SystemMatrix, torch.Tensor]:
-    "A system and Poisson counts of a random image, at least one."
+def acquired(scanner: Scanner, grid: ImageGrid, level: float, seed: int) -> Measurement:
+    "Poisson counts of a random image, in float64."
     system = SystemMatrix.build(scanner, grid, cache=False).to(dtype=torch.float64)
     random = torch.Generator().manual_seed(seed)
     mean = system.forward(torch.rand(grid.shape, generator=random, dtype=torch.float64))
-    counts = torch.poisson(mean * level / mean.sum().clamp_min(1e-30), generator=random)
-    return system, counts
+    return Measurement(system, torch.poisson(mean * level / mean.sum().clamp_min(1e-30), generator=random))
 
 
 @few
@@ -53,25 +52,40 @@ def test_forward_and_adjoint_belong_together(scanner, grid, seed):
 @few
 @given(scanners(), grids, st.floats(5, 1e5), st.integers(0, 99))
 def test_mlem_climbs_and_keeps_the_counts(scanner, grid, level, seed):
-    system, counts = acquired(scanner, grid, level, seed)
-    steps = list(mlem_steps(system, counts, 6))
+    measurement = acquired(scanner, grid, level, seed)
+    counts, forward = measurement.counts, measurement.system.forward
+    steps = list(mlem_steps(measurement, 6))
     likelihood = [s.scalars["log_likelihood"] for s in steps]
     assert all(b >= a - 1e-9 * (1 + abs(a)) for a, b in zip(likelihood, likelihood[1:], strict=False))
     assert all(torch.isfinite(s.image).all() and (s.image >= 0).all() for s in steps)
-    seen = system.forward(torch.ones(grid.shape, dtype=torch.float64)) > 0  # counts that some voxel can explain
+    seen = forward(torch.ones(grid.shape, dtype=torch.float64)) > 0  # counts that some voxel can explain
     if seen.any() and counts[seen].sum() > 0:
-        total = float(system.forward(steps[-1].image).sum())
+        total = float(forward(steps[-1].image).sum())
         assert np.isclose(total, float(counts[seen].sum()), rtol=1e-6)
+
+
+@few
+@given(scanners(), grids, st.floats(5, 1e5), st.floats(0.01, 1), st.integers(0, 99))
+def test_a_background_is_expected_beside_the_image(scanner, grid, level, share, seed):
+    "With its background explained, MLEM still climbs, and its total is never above that of the image alone."
+    bare = acquired(scanner, grid, level, seed)
+    measurement = Measurement(bare.system, bare.counts, share * float(bare.counts.mean()))
+    steps = list(mlem_steps(measurement, 6))
+    likelihood = [s.scalars["log_likelihood"] for s in steps]
+    assert all(b >= a - 1e-9 * (1 + abs(a)) for a, b in zip(likelihood, likelihood[1:], strict=False))
+    assert np.isclose(measurement.log_likelihood(steps[-1].image), likelihood[-1], rtol=1e-12)
+    alone = bare.expected(mlem(bare, 6)).sum()
+    assert measurement.system.forward(steps[-1].image).sum() <= alone * (1 + 1e-6) + 1e-9
 
 
 @few
 @given(scanners(), grids, st.floats(0, 1e3), st.integers(0, 99))
 def test_the_anchor_lies_between_data_and_prior(scanner, grid, strength, seed):
-    system, counts = acquired(scanner, grid, 1e3, seed)
+    measurement = acquired(scanner, grid, 1e3, seed)
     anchor = torch.rand(grid.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    moved = anchored_em(system, counts, anchor, strength, n_iter=2)
+    moved = anchored_em(measurement, anchor, strength, n_iter=2)
     assert torch.isfinite(moved).all() and (moved >= 0).all()
-    firm = anchored_em(system, counts, anchor, 1e12, n_iter=2)
+    firm = anchored_em(measurement, anchor, 1e12, n_iter=2)
     assert torch.allclose(firm, anchor, atol=1e-6)
 
 
@@ -98,4 +112,4 @@ def test_the_study_folder_forgets_nothing(scanner, grid, seed, tmp_path):
     assert torch.equal(again.projections, study.projections) and torch.equal(again.truth, truth)
     assert (again.scanner, again.views, again.count_fraction) == (scanner, study.views, 0.5)
     assert again.grid == grid and again.meta == {"seed": seed}
-    assert mlem(again.system(), again.projections, 1).shape == grid.shape
+    assert mlem(again.measurement(), 1).shape == grid.shape

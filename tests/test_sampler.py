@@ -1,4 +1,4 @@
-"The sampler with denoisers we know: counted, Gaussian, blurring. No network is needed here."
+"The two walks with denoisers we know: counted, Gaussian, blurring. No network is needed here."
 
 import dataclasses
 
@@ -14,13 +14,25 @@ from diffspect_nb.mlem import mlem
 from diffspect_nb.phantom import torso
 from diffspect_nb.reconstruction import measurement_support, reconstruct, reconstruction_steps
 from diffspect_nb.sampler import (
-    FLOOR, Guidance, anchor_to_counts, default_guidance, fitted_lambda_dps, insert_mlem, paper_guidance, sample,
+    FLOOR,
+    AnchoredWeights,
+    PaperWeights,
+    anchor_to_counts,
+    anchored_walk,
+    fitted_lambda_dps,
+    fitted_lambda_mlem,
+    insert_mlem,
+    paper_walk,
+    settings_of,
     tv_along_z,
+    weights_from_json,
 )
 from diffspect_nb.study import simulate, thin
-from diffspect_nb.system import SystemMatrix
+from diffspect_nb.system import Measurement
 
 SCHEDULE = cosine_schedule()
+OFF = {"lambda_dps": 0.0, "lambda_mlem": 0.0, "tv_weight": 0.0}
+FREE = {"anchor": 0.0, "final_updates": 0}
 
 
 class Counted:
@@ -41,116 +53,108 @@ def study():
 
 
 @pytest.fixture(scope="module")
-def system(study) -> SystemMatrix:
-    return study.system()
+def measurement(study) -> Measurement:
+    return study.measurement()
 
 
-def run(study, system, guidance, denoise=None, y=None):
-    y = study.projections if y is None else y
-    x_in = mlem(system, study.projections, 10)
-    return last(sample(denoise or Counted(), system, y, x_in, 1 / float(x_in.max()), guidance)).image
+@pytest.fixture(scope="module")
+def x_in(measurement) -> torch.Tensor:
+    return mlem(measurement, 10)
 
 
-DDIM = Guidance(solver="ddim", samples=1, end=0)
-EVERYTHING = dataclasses.replace(
-    DDIM, lambda_mlem=0.2, tv_weight=0.01, lambda_dps=0.1, dps_jacobian="network", eta=0.5
-)
-RAW = dataclasses.replace(EVERYTHING, dps_jacobian="raw")
+def walk(measurement, x_in, weights, denoise=None):
+    steps = paper_walk if isinstance(weights, PaperWeights) else anchored_walk
+    return last(steps(denoise or Counted(), measurement, x_in, 1 / float(x_in.max()), weights)).image
 
 
-@pytest.mark.parametrize("guidance", [DDIM, EVERYTHING, RAW])
+# ---- how often the network is asked
+
+
 @pytest.mark.parametrize("steps", [1, 7])
-def test_one_network_evaluation_per_step(study, system, guidance, steps):
-    for two_starts in (False, True):
+@pytest.mark.parametrize("changes", [OFF, {}, {"eta": 0.5}, {"jacobian": "identity", "mlem_interval": 3}])
+def test_the_papers_walk_asks_once_per_step_and_once_more(measurement, x_in, steps, changes):
+    denoise = Counted()
+    walk(measurement, x_in, PaperWeights(steps=steps, **changes), denoise)
+    assert denoise.calls == steps + 1  # the first step is taken from two noise fields
+
+
+def test_the_anchored_walk_asks_once_per_field(measurement, x_in):
+    for first, fields in ((0, 1), (0, 3), (1, 3)):
         denoise = Counted()
-        run(study, system, dataclasses.replace(guidance, steps=steps, two_starts=two_starts), denoise)
-        assert denoise.calls == steps + two_starts  # the second start is one more first step
+        walk(measurement, x_in, AnchoredWeights(steps=4, fields=fields, first_fields=first), denoise)
+        assert denoise.calls == (first or fields) + 3 * fields
 
 
-@pytest.mark.parametrize("solver", ["dpm2", "renoise"])
-def test_other_solvers_count_their_evaluations_too(study, system, solver):
-    for first, samples in ((None, 1), (None, 3), (1, 3)) if solver == "renoise" else ((None, 1),):
-        denoise = Counted()
-        run(study, system, Guidance(solver=solver, steps=4, samples=samples, first_samples=first), denoise)
-        assert denoise.calls == (first or samples) + 3 * samples
+def test_a_denoiser_that_stacks_gets_the_fields_together(measurement, x_in):
+    class Stacking(Counted):
+        stacks = True
+
+    stacking, one_by_one = Stacking(), Counted()
+    together = walk(measurement, x_in, AnchoredWeights(steps=4), stacking)
+    assert stacking.calls == 4 and torch.equal(together, walk(measurement, x_in, AnchoredWeights(steps=4), one_by_one))
 
 
-def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(system):
-    "Activity ~ N(m, τ²): one step moves the mean by the denoiser's gain k, whatever the noise."
-    shape, mean, deviation, start = system.image_shape, 2.0, 0.5, 3.0
+# ---- closed forms
 
-    def gain(t):
-        a2 = float(SCHEDULE.alpha_bar(t))
-        return a2 * deviation**2 / (a2 * deviation**2 + 1 - a2)
+
+def gaussian(mean, deviation):
+    "The exact denoiser of activity ~ N(mean, deviation²) in every voxel."
 
     def denoise(x, t):
-        return mean + gain(t) * (x / float(SCHEDULE.sqrt_alpha_bar(t)) - mean)
+        a, s2 = float(SCHEDULE.sqrt_alpha_bar(t)), 1 - float(SCHEDULE.alpha_bar(t))
+        return mean + a * deviation**2 / (a**2 * deviation**2 + s2) * (x - a * mean)
 
-    guidance = Guidance(solver="renoise", steps=4, start=400, end=40, anchor=0, final_updates=0)
+    return denoise
+
+
+def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(measurement):
+    "One step moves the mean by the denoiser's gain k, whatever the noise."
+    mean, deviation, start = 2.0, 0.5, 3.0
+    gains = [float(SCHEDULE.alpha_bar(t)) for t in (400, 280, 160, 40)]
+    wanted = mean + np.prod([a2 * deviation**2 / (a2 * deviation**2 + 1 - a2) for a2 in gains]) * (start - mean)
     spreads = []
-    for samples in (1, 4):
-        chosen = dataclasses.replace(guidance, samples=samples)
-        x_in, counts = torch.full(shape, start), torch.zeros(system.proj_shape)
-        image = last(sample(denoise, system, counts, x_in, 1.0, chosen)).image
-        wanted = mean + np.prod([gain(t) for t in (400, 280, 160, 40)]) * (start - mean)
+    for n in (1, 4):
+        weights = AnchoredWeights(steps=4, start=400, end=40, fields=n, **FREE)
+        flat = torch.full(measurement.system.image_shape, start)
+        image = last(anchored_walk(gaussian(mean, deviation), measurement, flat, 1.0, weights)).image
         assert float(image.mean()) == pytest.approx(wanted, abs=0.02)
         spreads.append(float(image.std()))
     assert spreads[1] == pytest.approx(spreads[0] / 2, rel=0.1)  # four fields: half the noise
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(system, eta):
-    "Activity ~ N(m, τ²) per voxel, m varying: its exact denoiser for a network, no guidance, from pure noise."
-    shape = system.image_shape
+def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(measurement, eta):
+    """Without randomness the average of two starts halves the variance that one would end with; fresh noise restores it.
+
+    m varies from slice to slice, which share their starting noise."""
+    shape = measurement.system.image_shape
     mean = 2 + torch.linspace(0, 1, shape[0]).reshape(-1, 1, 1).expand(shape)
-    deviation = 0.3
-
-    def denoise(x, t):
-        a, s2 = float(SCHEDULE.sqrt_alpha_bar(t)), 1 - float(SCHEDULE.alpha_bar(t))
-        return mean + a * deviation**2 / (a**2 * deviation**2 + s2) * (x - a * mean)
-
-    free = Guidance(solver="ddim", samples=1, end=0, steps=250, start=None, anchor=0, final_updates=0, eta=eta, seed=3)
-    counts = torch.zeros(system.proj_shape)
-    drawn = last(sample(denoise, system, counts, torch.zeros(shape), 1.0, free)).image - mean
-    assert float(drawn.mean()) == pytest.approx(0, abs=5 * deviation / drawn.numel() ** 0.5 + 0.01)
-    assert float(drawn.std()) == pytest.approx(deviation, rel=0.05)
+    deviation, weights = 0.3, PaperWeights(steps=250, eta=eta, seed=3, **OFF)
+    drawn = last(paper_walk(gaussian(mean, deviation), measurement, torch.zeros(shape), 1.0, weights)).image - mean
+    n = shape[1] * shape[2] * (shape[0] if eta else 1)
+    assert float(drawn.mean()) == pytest.approx(0, abs=5 * deviation / n**0.5 + 0.01)
+    assert float(drawn.std()) == pytest.approx(deviation if eta else deviation / 2**0.5, rel=0.05 if eta else 0.12)
 
 
-def test_without_weights_it_is_the_unguided_walk_bit_for_bit(study, system):
-    off = Guidance(solver="ddim", samples=1, end=0, anchor=0, final_updates=0, steps=6, shared_noise=True)
-    got = run(study, system, off)
-    denoise, x_in = Counted(), mlem(system, study.projections, 10)
-    scale = 1 / float(x_in.max())
-    noise = torch.randn((1, *x_in.shape[1:]), generator=torch.Generator().manual_seed(0)).expand(x_in.shape)
-    levels = timesteps(6, off.start, SCHEDULE)
-    x = SCHEDULE.sqrt_alpha_bar(levels[0], x_in) * (x_in * scale) + SCHEDULE.sigma(levels[0], x_in) * noise
-    for t, t_next in zip(levels, [*levels[1:], -1], strict=True):
-        x = ddim_step(x, denoise(x, t), None, t, t_next, SCHEDULE)
+def test_without_weights_it_is_the_unguided_walk_bit_for_bit(study, measurement, x_in):
+    weights = PaperWeights(steps=6, start=600, **OFF)
+    got, denoise, scale = walk(measurement, x_in, weights), Counted(), 1 / float(x_in.max())
+    random, levels = torch.Generator().manual_seed(0), timesteps(6, 600, SCHEDULE)
+
+    def start():
+        noise = torch.randn((1, *x_in.shape[1:]), generator=random).expand(x_in.shape)
+        return SCHEDULE.sqrt_alpha_bar(levels[0], x_in) * (x_in * scale) + SCHEDULE.sigma(levels[0], x_in) * noise
+
+    for i, (t, t_next) in enumerate(zip(levels, [*levels[1:], -1], strict=True)):
+        if i == 0:
+            two = [ddim_step(x, denoise(x, t), None, (t, t_next), SCHEDULE) for x in (start(), start())]
+            x = (two[0] + two[1]) / 2
+        else:
+            x = ddim_step(x, denoise(x, t), None, (t, t_next), SCHEDULE)
     assert torch.equal(got, x.clamp_min(0) / scale)
-    assert torch.equal(got, run(study, system, off, y=study.projections * 3))  # the counts have no say
-    assert not torch.equal(got, run(study, system, dataclasses.replace(off, anchor=0.1)))
-
-
-def test_the_seed_decides_and_zero_is_a_seed(study, system):
-    for guidance in (Guidance(steps=4), Guidance(solver="ddim", samples=1, end=0, steps=4, eta=1.0)):
-        images = [run(study, system, dataclasses.replace(guidance, seed=s)) for s in (0, 0, 1)]
-        assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
-
-
-def test_the_counts_have_the_last_word(study, system):
-    before, after = (run(study, system, Guidance(steps=2, final_updates=n)) for n in (0, 2))
-    torch.testing.assert_close(after, mlem(system, study.projections, 2, start=before))
-
-
-def test_closing_the_iterator_stops_the_work(study, system):
-    denoise, x_in = Counted(), mlem(system, study.projections, 10)
-    steps = sample(denoise, system, study.projections, x_in, 1.0, Guidance(steps=10))
-    for step in steps:
-        assert torch.is_grad_enabled()  # a paused walk leaves its caller's gradients alone
-        if step.index == 3:
-            break
-    steps.close()
-    assert denoise.calls == 3 * Guidance().samples
+    louder = Measurement(measurement.system, measurement.counts * 3)
+    assert torch.equal(got, walk(louder, x_in, weights))  # the counts have no say
+    assert not torch.equal(got, walk(louder, x_in, dataclasses.replace(weights, lambda_mlem=0.1)))
 
 
 def test_total_variation_step_is_the_minimiser():
@@ -167,38 +171,57 @@ def test_total_variation_step_is_the_minimiser():
             np.testing.assert_allclose(got[:, column], x[:, column] - d.T @ dual.x, atol=1e-4)
 
 
-def test_insertion_is_the_formula(study, system):
-    x0 = torch.rand(system.image_shape) - 0.1
-    scale, guidance = 0.02, Guidance(lambda_mlem=0.3, mlem_updates=2)
+def test_insertion_is_the_formula(study, measurement):
+    x0, system = torch.rand(measurement.system.image_shape) - 0.1, measurement.system
+    scale = 0.02
     photons = x0.clamp_min(FLOOR) / scale
     for _ in range(2):
         expected = system.forward(photons)
         ratio = torch.where(expected > 0, study.projections / expected, 0)
         photons = torch.where(system.sensitivity > 0, photons * system.adjoint(ratio) / system.sensitivity, 0)
     wanted = 0.7 * x0 + 0.3 * scale * photons
-    got = insert_mlem(x0, system, study.projections, scale, guidance)
+    got = insert_mlem(x0, measurement, scale, PaperWeights(lambda_mlem=0.3, mlem_updates=2))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_anchor_is_one_knob_at_every_dose(study, system):
+def test_the_anchor_is_one_knob_at_every_dose(measurement):
     "Counts and image scaled together (ten times the dose, the same noise) give the same image in the network's scale."
-    x0 = torch.rand(system.image_shape)
-    one = anchor_to_counts(x0, system, study.projections, 0.02, Guidance())
-    ten = anchor_to_counts(x0, system, study.projections * 10, 0.002, Guidance())
+    x0, louder = torch.rand(measurement.system.image_shape), Measurement(measurement.system, measurement.counts * 10)
+    one = anchor_to_counts(x0, measurement, 0.02, AnchoredWeights())
+    ten = anchor_to_counts(x0, louder, 0.002, AnchoredWeights())
     torch.testing.assert_close(one, ten, rtol=1e-3, atol=1e-4)
 
 
-def test_image_consistency_pulls_towards_x_in(study, system):
-    x_in = mlem(system, study.projections, 10)
-    for solver in ("ddim", "renoise"):
-        distances = []
-        for weight in (0.0, 0.2, 0.6):
-            guidance = Guidance(solver=solver, anchor=0, final_updates=0, lambda_dps=weight, steps=10, samples=1)
-            distances.append(float((run(study, system, guidance) - x_in).norm()))
-        assert distances[0] > distances[1] > distances[2]
+# ---- what the settings do
 
 
-def test_the_learned_variance_is_used(study, system):
+def test_the_seed_decides_and_zero_is_a_seed(measurement, x_in):
+    for weights in (AnchoredWeights(steps=4), PaperWeights(steps=4, eta=1.0)):
+        images = [walk(measurement, x_in, dataclasses.replace(weights, seed=s)) for s in (0, 0, 1)]
+        assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+def test_the_counts_have_the_last_word(measurement, x_in):
+    before, after = (walk(measurement, x_in, AnchoredWeights(steps=2, final_updates=n)) for n in (0, 2))
+    torch.testing.assert_close(after, mlem(measurement, 2, start=before))
+
+
+def test_the_interval_skips_insertions(measurement, x_in):
+    every, never = (walk(measurement, x_in, PaperWeights(steps=4, mlem_interval=n)) for n in (1, 1000))
+    only_first = walk(measurement, x_in, PaperWeights(steps=4, mlem_interval=4))
+    assert torch.equal(never, only_first) and not torch.equal(every, never)
+
+
+@pytest.mark.parametrize("jacobian", ["identity", "network"])
+def test_image_consistency_pulls_towards_x_in(measurement, x_in, jacobian):
+    distances = []
+    for weight in (0.0, 0.2, 0.6):
+        weights = PaperWeights(steps=10, start=600, jacobian=jacobian, **(OFF | {"lambda_dps": weight}))
+        distances.append(float((walk(measurement, x_in, weights) - x_in).norm()))
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_the_learned_variance_is_used(measurement, x_in):
     class WithVariance(Counted):
         v = 0.0
 
@@ -207,78 +230,119 @@ def test_the_learned_variance_is_used(study, system):
 
     quiet, loud = WithVariance(), WithVariance()
     loud.v = 1.0
-    guidance = Guidance(solver="ddim", samples=1, end=0, steps=5, eta=1.0, anchor=0, final_updates=0)
-    assert not torch.equal(run(study, system, guidance, quiet), run(study, system, guidance, loud))
-    assert quiet.calls == loud.calls == 5
+    weights = PaperWeights(steps=5, eta=1.0, **OFF)
+    assert not torch.equal(walk(measurement, x_in, weights, quiet), walk(measurement, x_in, weights, loud))
+    assert quiet.calls == loud.calls == 6
 
 
-def test_support_tells_truth_from_fiction(study, system):
+def test_closing_the_iterator_stops_the_work(measurement, x_in):
+    for steps_of, weights, calls in (
+        (anchored_walk, AnchoredWeights(steps=10), 3 * AnchoredWeights().fields),
+        (paper_walk, PaperWeights(steps=10), 4),
+    ):
+        denoise = Counted()
+        steps = steps_of(denoise, measurement, x_in, 1.0, weights)
+        for step in steps:
+            assert torch.is_grad_enabled()  # a paused walk leaves its caller's gradients alone
+            if step.index == 3:
+                break
+        steps.close()
+        assert denoise.calls == calls
+
+
+def test_both_walks_count_a_background(study, x_in):
+    "Counts of the background alone: told of it, a walk leaves less activity than one that must explain it."
+    flat = 0.3 * float(study.projections.mean())
+    with_it = Measurement(study.system(), study.projections + flat, flat)
+    blind = Measurement(study.system(), study.projections + flat)
+    for weights in (AnchoredWeights(steps=3, updates=4), PaperWeights(steps=3, start=300, lambda_mlem=0.8)):
+        assert walk(with_it, x_in, weights).sum() < 0.95 * walk(blind, x_in, weights).sum()
+
+
+# ---- from a study to a reconstruction
+
+
+def test_support_tells_truth_from_fiction(study, measurement):
     truth = study.truth * study.count_fraction
-    right = measurement_support(system, study.projections, truth)
-    wrong = measurement_support(system, study.projections, truth.flip(0))
+    right = measurement_support(measurement, truth)
+    wrong = measurement_support(measurement, truth.flip(0))
     assert right.reduced == pytest.approx(1, abs=0.1) and wrong.reduced > 1.5
-    assert right.deviance.shape == system.proj_shape and right.image.shape == system.image_shape
-    assert measurement_support(system, study.projections, truth * 0).reduced > 100
+    assert right.deviance.shape == measurement.system.proj_shape and right.image.shape == measurement.system.image_shape
+    assert measurement_support(measurement, truth * 0).reduced > 100
 
 
-def test_reconstruct_returns_what_its_steps_end_with(study):
-    guidance = Guidance(steps=3, iterations=12, subsets=1)
-    done = reconstruct(study, guidance, Counted())
-    steps = list(reconstruction_steps(study, guidance, Counted()))
-    assert [s.index for s in steps] == list(range(1, 16)) and steps[-1].total == 15
-    assert torch.equal(steps[-1].image, done.image) and torch.equal(steps[11].image, done.x_in)
-    assert done.guidance == guidance and done.scale > 0 and done.provenance["versions"]["torch"] == torch.__version__
+@pytest.mark.parametrize("weights, passes", [(PaperWeights(steps=3, iterations=12), 12), (AnchoredWeights(steps=3), 12)])
+def test_reconstruct_returns_what_its_steps_end_with(study, weights, passes):
+    done = reconstruct(study, weights, denoise=Counted())
+    steps = list(reconstruction_steps(study, weights, denoise=Counted()))
+    assert [s.index for s in steps] == list(range(1, passes + 4)) and steps[-1].total == passes + 3
+    assert torch.equal(steps[-1].image, done.image) and torch.equal(steps[passes - 1].image, done.x_in)
+    assert done.weights == weights and done.scale > 0 and done.provenance["versions"]["torch"] == torch.__version__
 
 
 def test_fewer_counts_start_earlier_and_hold_the_prior_tighter(study):
-    levels = [default_guidance(c) for c in (0.001, 0.01, 0.05, 0.2, 1.0, 1.2)]
+    of = AnchoredWeights.for_level
+    levels = [of(c) for c in (0.001, 0.01, 0.05, 0.2, 1.0, 1.2)]
     assert all(a.start >= b.start and a.anchor >= b.anchor for a, b in zip(levels, levels[1:], strict=False))
-    assert default_guidance(0.2, 0.2).start > default_guidance(0.2).start  # few views: an earlier start
-    assert default_guidance(1.0, steps=500).steps == 500 and default_guidance(0.5, solver="ddim", eta=1.0).samples == 1
-    plenty, few = default_guidance(1.0), default_guidance(0.2)
-    assert plenty.final_updates > default_guidance(0.5).final_updates > few.final_updates == 1
-    assert plenty.anchor_subsets > few.anchor_subsets and plenty.first_samples == 1
-    assert default_guidance(1.0, 0.2).final_updates == 1  # a fifth of the views is a fifth of what is known
-    assert reconstruct(study, denoise=Counted()).guidance == default_guidance(study.count_level)
+    assert of(0.2, 0.2).start > of(0.2).start  # few views: an earlier start
+    assert of(1.0, steps=500).steps == 500
+    assert of(1.0).final_updates > of(0.5).final_updates > of(0.2).final_updates == 1
+    assert of(1.0).subsets > of(0.2).subsets and of(1.0).first_fields == 1
+    assert of(1.0, 0.2).final_updates == 1  # a fifth of the views is a fifth of what is known
+    assert reconstruct(study, denoise=Counted()).weights == of(study.count_level) == AnchoredWeights.for_study(study)
 
 
-def test_papers_guidance_and_json_round_trip():
-    paper = paper_guidance(0.05)
-    assert (paper.steps, paper.start, paper.anchor, paper.two_starts) == (25, None, 0.0, True)
+# ---- the table of settings
+
+
+def test_papers_weights_are_its_fits():
+    paper = PaperWeights.for_level(0.05)
+    assert (paper.steps, paper.start, paper.mlem_interval, paper.jacobian) == (25, 999, 1, "network")
     assert paper.lambda_dps == pytest.approx(0.0698 * np.log(0.05) + 0.3454) == fitted_lambda_dps(0.05)
-    assert Guidance.from_json(paper.to_json()) == paper
-    with pytest.raises(InputError, match="unknown fields"):
-        Guidance.from_json({"lambda": 1})
+    assert paper.lambda_mlem == fitted_lambda_mlem(0.05)
+    for wrong in (0.0, -1.0, 2.0):
+        with pytest.raises(InputError, match="count_level"):
+            PaperWeights.for_level(wrong)
 
 
-WRONG = {"steps": 0, "anchor": -1, "lambda_mlem": 1.5, "tv_weight": float("nan"), "eta": 2, "seed": -1, "start": 3}
-WRONG |= {"subsets": 13}
+@pytest.mark.parametrize("kind", [PaperWeights, AnchoredWeights])
+def test_every_setting_is_described_and_survives_json(kind):
+    weights = kind.for_level(0.2, seed=5)
+    assert weights_from_json(weights.to_json()) == weights and weights.to_json()["method"] == kind.method
+    assert set(settings_of(kind)) == {f.name for f in dataclasses.fields(kind)}
+    for name, s in settings_of(kind).items():
+        assert s.symbol and s.meaning and (s.choices or s.low <= getattr(kind, name) <= s.high), name
+    with pytest.raises(InputError, match="no settings"):
+        weights_from_json({"method": kind.method, "lambda": 1})
+    with pytest.raises(InputError, match="method must be one of"):
+        weights_from_json(weights.to_json() | {"method": "magic"})
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_impossible_choices_name_the_argument(name):
-    with pytest.raises(InputError, match=name):
-        Guidance(**{name: WRONG[name]})
+WRONG = [
+    (PaperWeights, {"lambda_mlem": 1.5}), (PaperWeights, {"tv_weight": float("nan")}), (PaperWeights, {"eta": 2}),
+    (PaperWeights, {"jacobian": "raw"}), (PaperWeights, {"steps": 2.5}), (PaperWeights, {"start": 3}),
+    (PaperWeights, {"seed": -1}), (PaperWeights, {"steps": True}), (AnchoredWeights, {"steps": 0}),
+    (AnchoredWeights, {"anchor": -1}), (AnchoredWeights, {"anchor": "much"}), (AnchoredWeights, {"fields": 0}),
+    (AnchoredWeights, {"start": 45}), (AnchoredWeights, {"iterations": 3}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "solver, wrong",
-    [
-        ("renoise", {"eta": 0.5}),
-        ("dpm2", {"two_starts": True}),
-        ("ddim", {"samples": 2}),
-        ("ddim", {"first_samples": 1}),
-        ("renoise", {"dps_jacobian": "network"}),
-        ("dpm2", {"eta": 1.0}),
-    ],
-)
-def test_choices_of_another_solver_are_refused(solver, wrong):
+@pytest.mark.parametrize("kind, wrong", WRONG, ids=[f"{k.method} {w}" for k, w in WRONG])
+def test_impossible_choices_name_the_argument(kind, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Guidance(solver=solver, **({"samples": 1, "end": 0} | wrong))
+        kind(**wrong)
 
 
-def test_shapes_and_scales_that_do_not_fit_are_refused(study, system):
+@pytest.mark.parametrize("kind, other", [(PaperWeights, "anchor"), (AnchoredWeights, "lambda_dps")])
+def test_settings_of_the_other_walk_are_refused(kind, other):
+    with pytest.raises(TypeError, match=other):
+        kind(**{other: 0.1})
+
+
+def test_shapes_and_scales_that_do_not_fit_are_refused(study, measurement):
     wrong = [(torch.zeros(2, 2, 2), 1.0, "x_in"), (study.truth, 0.0, "scale"), (study.truth, np.nan, "scale")]
-    for x_in, scale, rule in wrong:
+    for x, scale, rule in wrong:
         with pytest.raises(InputError, match=rule):
-            next(sample(Counted(), system, study.projections, x_in, scale, Guidance()))
+            next(anchored_walk(Counted(), measurement, x, scale, AnchoredWeights()))
+        with pytest.raises(InputError, match=rule):
+            next(paper_walk(Counted(), measurement, x, scale, PaperWeights()))

@@ -17,6 +17,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "docs"))
 import build
 
+pytestmark = pytest.mark.slow
 PAGES = sorted((ROOT / "docs" / "site").rglob("*.md"))
 
 
@@ -47,8 +48,18 @@ def test_every_notebook_and_module_has_a_page(site):
     assert len(list(site.rglob("*.html"))) > 40
 
 
+def test_the_menu_shows_the_wings_and_their_notebooks(site):
+    text = (site / "notebooks.html").read_text(encoding="utf-8")
+    menu = re.search(r"<nav class=\"bd-docs-nav.*?</nav>", text, re.DOTALL)
+    for wing, (name, _) in build.WINGS.items():
+        rooms = [room for _, room in build.modules() if int(room[0]) == wing]
+        page = (site / "wings" / f"{build.slug(wing)}.html").read_text(encoding="utf-8")
+        assert f">{name}</a>" in menu[0]
+        assert rooms and all(f"nbs/{room}.html" in menu[0] and f"nbs/{room}.html" in page for room in rooms)
+
+
 def test_formulas_are_set_without_a_script(site):
-    text = (site / "nbs" / "05_mlem.html").read_text(encoding="utf-8")
+    text = (site / "nbs" / "08_mlem.html").read_text(encoding="utf-8")
     assert text.count("<math") >= 5 and not re.search(r"<script[^>]*mathjax", text, re.IGNORECASE)
 
 
@@ -78,7 +89,7 @@ def test_the_explorer_works_without_a_kernel(address):
                 at_home = picture.evaluate("c => c.toDataURL()")
                 assert at_end != at_home and before in (at_end, at_home) or at_end != before
                 assert re.search(r"PSNR.*: [\d.]+", text)
-        for path in ("index.html", "nbs/10_sampler.html", "api/sampler.html", "gallery.html"):
+        for path in ("index.html", "nbs/20_sampler.html", "api/sampler.html", "wings/the_method.html", "gallery.html"):
             page.goto(f"{address}/{path}")
         assert not problems
         elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]

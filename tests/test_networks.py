@@ -5,10 +5,18 @@ import copy
 import pytest
 import torch
 
-from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss, linear_schedule
 from diffspect_nb.core import WATER_PER_CM
+from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss, linear_schedule
+from diffspect_nb.recording import MOST_RECORDINGS, RECORDINGS, record, replayed
 from diffspect_nb.slice_network import Denoiser, SliceUNet, UNetConfig, slice_weights
-from diffspect_nb.volume_network import EnsembleDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet, body_box
+from diffspect_nb.volume_network import (
+    BoxedDenoiser,
+    EnsembleDenoiser,
+    VolumeConfig,
+    VolumeDenoiser,
+    VolumeUNet,
+    body_box,
+)
 
 SMALL = UNetConfig(n_slices=6, widths=(16, 32), blocks=1, embedding=32, head_width=16)
 
@@ -56,10 +64,10 @@ def test_ct_features_can_be_computed_once(awake):
 
 def test_the_denoiser_inverts_what_the_network_calls_noise(awake):
     schedule, x = cosine_schedule(), torch.rand(6, 12, 12)
-    mu = torch.rand(6, 12, 12) * 0.154
+    mu = torch.rand(6, 12, 12) * WATER_PER_CM
     denoise = Denoiser(awake, mu, schedule, dtype=torch.float32)
     x0, v = denoise.with_variance(x, 200)
-    out = awake(x[:, None], torch.full((6,), 200), torch.arange(6), (mu / 0.154)[None])
+    out = awake(x[:, None], torch.full((6,), 200), torch.arange(6), (mu / WATER_PER_CM)[None])
     torch.testing.assert_close(add_noise(x0, out[:, 0], 200, schedule), x, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(v, (out[:, 1] + 1) / 2)
     torch.testing.assert_close(denoise(x, 200), x0)
@@ -95,7 +103,7 @@ def test_a_small_network_learns_a_small_set():
     for _ in range(120):
         t, noise = torch.randint(100, 900, (8,)), torch.randn_like(x0)
         x_t = add_noise(x0, noise, t, schedule)
-        loss, parts = hybrid_loss(net(x_t, t, torch.arange(8) % 6), x0, x_t, noise, t, schedule)
+        loss, parts = hybrid_loss(net(x_t, t, torch.arange(8) % 6), x0, noise, t, schedule)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -142,7 +150,10 @@ def test_any_volume_goes_in_and_comes_out(volumes, shape):
 
 def test_the_volume_denoiser_looks_at_each_image_and_at_the_level(volumes):
     x, ct, early, late = torch.rand(4, 8, 12, 12).unbind()
-    def denoised(*images, t=400, of=x): return VolumeDenoiser(volumes, images)(of, t)
+
+    def denoised(*images, t=400, of=x):
+        return VolumeDenoiser(volumes, images)(of, t)
+
     base = denoised(ct, early, late)
     assert base.shape == x.shape
     fewer = (denoised(ct, early), denoised(None, early, late), denoised(ct, None, late), denoised())
@@ -166,11 +177,11 @@ def test_the_box_holds_the_body_and_some_air():
     assert body_box(0.05 * mu) == body_box(0 * mu)  # foam and blankets do not
 
 
-def test_at_low_noise_the_volume_denoiser_leaves_out_the_air(volumes):
+def test_at_low_noise_the_boxed_denoiser_leaves_out_the_air(volumes):
     x, early, late = torch.rand(3, 8, 20, 24).unbind()
     ct = torch.zeros(8, 20, 24)
     ct[:, 9:, 4:20] = WATER_PER_CM
-    denoise, box = VolumeDenoiser(volumes, (ct, early, late)), body_box(ct)
+    denoise, box = BoxedDenoiser(volumes, (ct, early, late)), body_box(ct)
     assert box != body_box(0 * ct)
     inside = torch.zeros(x.shape, dtype=torch.bool)
     inside[box] = True
@@ -179,10 +190,11 @@ def test_at_low_noise_the_volume_denoiser_leaves_out_the_air(volumes):
     torch.testing.assert_close(x0[box], cut(x[box], 100), atol=2e-2, rtol=2e-2)
     assert torch.equal(x0[~inside], late[~inside]) and bool((v[~inside] == 0).all())
     torch.testing.assert_close(denoise(torch.stack([x, 2 * x]), 100)[0], x0, atol=2e-2, rtol=2e-2)
-    noisy = denoise(x, 800)
-    assert not torch.equal(noisy[~inside], late[~inside])  # there the network sees everything
-    blind = VolumeDenoiser(volumes, (None, early, late))
-    assert not torch.equal(blind(x, 100)[~inside], late[~inside])
+    whole = VolumeDenoiser(volumes, (ct, early, late))
+    assert torch.equal(denoise(x, 800), whole(x, 800))  # there the network sees everything
+    assert bool((BoxedDenoiser(volumes, (ct, early))(x, 100)[~inside] == 0).all())  # no late image, no activity
+    with pytest.raises(ValueError, match="found on the CT"):
+        BoxedDenoiser(volumes, (None, early, late))
     leaf = x.clone().requires_grad_()
     denoise(leaf, 100).square().sum().backward()
     assert bool((leaf.grad[~inside] == 0).all()) and float(leaf.grad[inside].abs().max()) > 0
@@ -232,3 +244,35 @@ def test_the_default_volume_network_fits_into_a_checkpoint():
     for wrong in ({"widths": (15,)}, {"predict": "x"}, {"patch": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             VolumeConfig(**wrong)
+
+
+def test_what_is_recorded_is_kept_by_shape_and_key_and_forgotten_in_turn():
+    net, calls = torch.nn.Linear(2, 2), []
+
+    def function(x, shift):
+        calls.append(x.shape)
+        return net(x) if shift is None else net(x) + shift
+
+    with torch.no_grad():
+        for n in range(1, MOST_RECORDINGS + 2):
+            x = torch.rand(n, 2)
+            torch.testing.assert_close(replayed(net, function, "key", (x, None)), net(x))
+        kept = list(RECORDINGS[net])
+        assert len(kept) == MOST_RECORDINGS and len(calls) == 2 * (MOST_RECORDINGS + 1)  # recorded, then replayed
+        x, shift = torch.rand(5, 2), torch.ones(5, 2)
+        replayed(net, function, "key", (x, None))
+        assert list(RECORDINGS[net]) == kept  # an old acquaintance
+        for key, inputs in (("other key", (x, None)), ("key", (x, shift)), ("key", (x.double().float(), shift))):
+            torch.testing.assert_close(replayed(net, function, key, inputs), net(x) + (inputs[1] is not None))
+        assert len(set(RECORDINGS[net]) - set(kept)) == 2
+
+
+def test_a_recording_works_on_its_own_memory():
+    x = torch.tensor([1.0, 2.0])
+    double = record(lambda a: 2 * a, [x])
+    x.zero_()
+    assert double.output.tolist() == [2, 4] and double.inputs[0].tolist() == [1, 2]
+    double.inputs[0].copy_(torch.tensor([5.0, 6.0]))
+    answer = double.output
+    double.replay()
+    assert answer.tolist() == [10, 12]
