@@ -155,7 +155,7 @@ class PaperWeights(Weights):
         step=0.05,
     )  # fmt: skip
     iterations: int = described(50, "n", "", 12, 1000, "MLEM iterations behind x_in", "eq. 11", shown=(12, 100))
-    seed: int = described(0, "seed", "", 0, 2**31 - 1, "of all noise", "", shown=(0, 1000))
+    seed: int = described(0, "seed", "", 0, 2**63 - 1, "of all noise", "", shown=(0, 1000))
 
     def __post_init__(self):
         super().__post_init__()
@@ -331,7 +331,7 @@ class AnchoredWeights(Weights):
         1, "K", "", 0, 1000, "MLEM updates of the finished image", "set by hand on 6 validation patients", shown=(0, 20)
     )
     iterations: int = described(48, "n", "", 12, 1000, "OSEM image updates behind x_in", "set by hand", shown=(12, 100))
-    seed: int = described(0, "seed", "", 0, 2**31 - 1, "of all noise", "", shown=(0, 1000))
+    seed: int = described(0, "seed", "", 0, 2**63 - 1, "of all noise", "", shown=(0, 1000))
 
     def __post_init__(self):
         super().__post_init__()

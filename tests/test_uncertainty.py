@@ -16,19 +16,18 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from diffspect_nb.cardiac import true_ventricle
-from diffspect_nb.polar import segment_table
 from diffspect_nb.core import InputError, show_slices
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import mlem
-from diffspect_nb.system import poisson_log_likelihood
 from diffspect_nb.observer import area_under_roc
 from diffspect_nb.phantom import torso
-from diffspect_nb.reconstruction import measurement_support
-from diffspect_nb.sampler import Guidance
-from diffspect_nb.study import keep_views, simulate, thin
+from diffspect_nb.polar import polar_spread, segment_table
 from diffspect_nb.prior import Prior, pretrained
-from diffspect_nb.polar import polar_spread
 from diffspect_nb.probe import defect_shape, filled_from_around, plot_probe, probe_pair, probe_region
+from diffspect_nb.reconstruction import measurement_support
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights
+from diffspect_nb.study import keep_views, simulate, thin
+from diffspect_nb.system import Measurement
 from diffspect_nb.uncertainty import (
     FITTED, Calibration, Spread, Walks, coverage, fingerprint, fit_temperature, interval_score, plot_coverage,
     posterior_samples, resampled, sample_steps, spread, uncertainty_of,
@@ -64,16 +63,16 @@ def samples(study):
 
 
 @pytest.mark.parametrize("resample", [False, True])
-def test_samples_depend_on_seed_and_number_alone(study, system, samples, resample):
+def test_samples_depend_on_seed_and_number_alone(study, samples, resample):
     options = {"denoise": halve, "resample": resample}
     here = posterior_samples(study, 3, workers=1, **options)
     assert here.shape == (3, *study.grid.shape) and torch.isfinite(here).all() and (here >= 0).all()
-    assert torch.equal(here[:2], posterior_samples(study, 2, system=system, **options))
+    assert torch.equal(here[:2], posterior_samples(study, 2, workers=1, **options))
     with ThreadPoolExecutor(3) as pool:
         assert torch.equal(here, posterior_samples(study, 3, executor=pool, **options))
         pool.submit(int).result()  # the caller's executor stays open
     assert torch.equal(here, samples) is not resample
-    others = posterior_samples(study, 3, guidance=Guidance(seed=1), workers=1, **options)
+    others = posterior_samples(study, 3, weights=AnchoredWeights.for_study(study, seed=1), workers=1, **options)
     same = [torch.equal(a, b) for a in [*here, *others] for b in [*here, *others]]
     assert sum(same) == 6  # each like itself only
 
@@ -106,9 +105,9 @@ def test_walks_take_one_noise_field_per_step_and_never_see_the_truth(study, monk
         return torch.zeros(self.study.grid.shape)
 
     monkeypatch.setattr(Walks, "sample", sample)
-    posterior_samples(study, 2, guidance=Guidance(samples=3, first_samples=2), denoise=halve, workers=1)
+    posterior_samples(study, 2, weights=AnchoredWeights(fields=3, first_fields=2), denoise=halve, workers=1)
     walks = seen[0]
-    assert (walks.guidance.samples, walks.guidance.first_samples) == (1, None)
+    assert (walks.weights.fields, walks.weights.first_fields) == (1, 0)
     assert walks.study.truth is None and walks.study.heart is None and walks.study.reference is None
 
 
@@ -135,11 +134,6 @@ def test_resampled_counts_are_poisson_round_the_measured_ones(study):
 def test_bad_requests_for_samples_are_refused(study, options, reason):
     with pytest.raises(InputError, match=reason):
         posterior_samples(study, **({"n": 2, "denoise": halve} | options))
-
-
-def test_a_matrix_is_not_sent_to_workers(study, system):
-    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="either system or executor"):
-        posterior_samples(study, 2, denoise=halve, system=system, executor=pool)
 
 
 def test_a_worker_that_dies_is_reported_in_one_line(study):
@@ -268,17 +262,28 @@ def test_temperatures_run_smoothly_from_level_to_level():
     assert (Path(__file__).resolve().parents[1] / FITTED.command.split()[1]).is_file()
 
 
-def test_shipped_temperatures_belong_to_the_shipped_prior():
-    first = dataclasses.replace(pretrained(), others=())  # of an ensemble the first network alone walks
-    assert fingerprint(first) != fingerprint(pretrained())
-    assert fingerprint(first) == FITTED.prior, f"run `{FITTED.command}` and copy what it prints"
+def test_shipped_temperatures_belong_to_the_shipped_walk():
+    prior = pretrained(AnchoredWeights.prior)
+    assert fingerprint(prior) == FITTED.walk, f"run `{FITTED.command}` and copy what it prints"
+    assert fingerprint(prior, PaperWeights) != FITTED.walk
+
+
+def test_a_fingerprint_is_of_network_and_settings(monkeypatch):
+    net = torch.nn.Linear(2, 2)
+    one = fingerprint(Prior(net, {}))
+    assert one == fingerprint(Prior(net, {"other": "history"}))
+    with torch.no_grad():
+        net.weight.add_(1)
+    other = fingerprint(Prior(net, {}))
+    monkeypatch.setattr(AnchoredWeights, "for_level", classmethod(lambda cls, level, **changes: cls(anchor=0.5)))
+    assert len({one, other, fingerprint(Prior(net, {}))}) == 3
 
 
 def test_the_long_study_holds_what_is_claimed(root):
     "benchmarks/uncertainty.*, as last measured: what ships was fitted there; coverage and probe keep their promises."
     about = json.loads((root / "benchmarks" / "uncertainty.json").read_text(encoding="utf-8"))
-    fitted, shipped = about["calibration"], json.loads(json.dumps(dataclasses.asdict(FITTED)))
-    assert fitted == shipped and not set(about["validation"]) & set(about["test"])
+    assert about["calibration"] == json.loads(json.dumps(dataclasses.asdict(FITTED)))
+    assert not set(about["validation"]) & set(about["test"])
     with (root / "benchmarks" / "uncertainty.csv").open(encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["part"] == "test, calibrated"]
     assert {float(r["dose"]) for r in rows} >= {0.01, 0.05, 0.2} and min(int(r["patients"]) for r in rows) >= 6
@@ -287,15 +292,22 @@ def test_the_long_study_holds_what_is_claimed(root):
     assert len(probed) == 4 and all(r["pairs"] >= 24 and r["auc"] >= 0.95 for r in probed)
 
 
-def test_another_prior_and_fewer_views_are_warned_of(study, recwarn):
-    net = torch.nn.Linear(2, 2)
-    with torch.no_grad():
-        net.weight.zero_()
-    assert fingerprint(Prior(net, {})) == fingerprint(Prior(net, {"other": "history"})) != FITTED.prior
+def test_temperatures_of_another_walk_are_refused(study):
+    for other in (
+        {"denoise": halve},
+        {"weights": AnchoredWeights.for_study(study, anchor=0.3)},
+        {"weights": PaperWeights.for_study(study)},
+        {"prior": "light"},
+    ):
+        with pytest.raises(InputError, match="fitted for another prior, method or settings"):
+            uncertainty_of(study, 2, workers=1, **other)
+
+
+def test_fewer_views_are_warned_of(study, monkeypatch):
     few = keep_views(study, 3)
-    found = uncertainty_of(few, 2, denoise=halve, workers=1)
-    messages = [str(w.message) for w in recwarn]
-    assert any("not for this one" in m for m in messages) and any("3 of 7" in m for m in messages)
+    monkeypatch.setattr("diffspect_nb.uncertainty.posterior_samples", lambda study, n, **o: torch.ones(n, 2, 2, 2))
+    with pytest.warns(UserWarning, match="3 of 7"):
+        found = uncertainty_of(few, 2)
     assert found.temperature == FITTED.temperature(few.count_level) and found.floor == FITTED.floor
 
 
@@ -305,7 +317,7 @@ def test_another_prior_and_fewer_views_are_warned_of(study, recwarn):
 @pytest.fixture(scope="module")
 def scene(study, system):
     "An image without zeros, what it makes the scanner expect, and a region in its middle."
-    image = mlem(system, study.projections, 20) + 0.05 * study.truth.max() * study.count_fraction
+    image = mlem(study.measurement(), 20) + 0.05 * study.truth.max() * study.count_fraction
     region = torch.zeros(image.shape, dtype=torch.bool)
     region[7:9, 9:12, 9:12] = True
     return image, system.forward(image), region
@@ -314,16 +326,15 @@ def scene(study, system):
 def test_probe_is_a_difference_of_log_likelihoods(system, scene):
     image, expected, region = scene
     y = torch.poisson(expected, generator=torch.Generator().manual_seed(2))
-    background = torch.full_like(y, 0.5)
-    for r in (None, background):
+    for r in (None, 0.5):
+        measured = Measurement(system, y, r)
         for filled in (None, 0.0, 2 * image):
-            found = probe_region(system, y, image, region, filled, r)
+            found = probe_region(measured, image, region, filled)
             if filled is None:
                 other = filled_from_around(image, region)
             else:
                 other = torch.where(region, torch.as_tensor(filled, dtype=image.dtype), image)
-            at = [system.forward(x).double() + (0 if r is None else r) for x in (image, other)]
-            difference = poisson_log_likelihood(y, at[0]) - poisson_log_likelihood(y, at[1])
+            difference = measured.log_likelihood(image) - measured.log_likelihood(other)
             assert found.log_likelihood_ratio == pytest.approx(difference, rel=1e-3, abs=0.02)
             assert np.interp(1, found.amounts, found.curve) == pytest.approx(-difference, rel=0.02, abs=0.1)
             assert found.photons == pytest.approx(float((other - image).sum()), rel=1e-4)
@@ -337,7 +348,7 @@ def test_preferred_amount_is_unbiased_and_scatters_as_promised(system, scene, tr
     found = []
     for i in range(150):
         y = torch.poisson(expected, generator=torch.Generator().manual_seed(i))
-        found.append(probe_region(system, y, image, region, other))
+        found.append(probe_region(Measurement(system, y), image, region, other))
     amounts, promised = np.array([p.amount for p in found]), np.mean([p.standard_error for p in found])
     assert abs(amounts.mean() - true_amount) < 4 * promised / np.sqrt(len(found))
     assert abs(amounts.std() / promised - 1) < 0.2
@@ -369,16 +380,17 @@ def test_verdicts(system, scene):
         "the counts prefer something in between": system.forward((bright + emptied) / 2),
     }
     for verdict, y in cases.items():
-        assert probe_region(system, y, bright, region, emptied).verdict == verdict
+        assert probe_region(Measurement(system, y), bright, region, emptied).verdict == verdict
     dim = 1e-4 * image
-    assert probe_region(system, system.forward(dim), dim, region, 0.0).verdict == "the counts cannot tell"
+    faint = Measurement(system, system.forward(dim))
+    assert probe_region(faint, dim, region, 0.0).verdict == "the counts cannot tell"
 
 
 def test_a_count_where_nothing_is_expected_speaks_loudly(system, scene):
     _, _, region = scene
     only = region.float() * 1000
     y = torch.poisson(system.forward(only), generator=torch.Generator().manual_seed(0))
-    found = probe_region(system, y, only, region, 0.0)
+    found = probe_region(Measurement(system, y), only, region, 0.0)
     assert found.log_likelihood_ratio > 5 * float(y.sum()) and found.amount < 0.2
 
 
@@ -398,21 +410,21 @@ def test_surroundings_fill_hot_and_cold_regions():
 
 def test_bad_probes_are_refused(system, scene):
     image, expected, region = scene
+    measured = Measurement(system, expected)
     for args, reason in (
-        ((expected, image[1:], region), "system's shape"),
-        ((expected, image, region[1:]), "system's shape"),
-        ((expected[1:], image, region), "projections must have"),
-        ((expected, image, region & ~region), "region is empty"),
-        ((expected, image, region, -1.0), "finite and >= 0"),
-        ((expected, image, region, float("nan")), "finite and >= 0"),
-        ((expected, image, region, image), "nothing to compare"),
+        ((image[1:], region), "system's shape"),
+        ((image, region[1:]), "system's shape"),
+        ((image, region & ~region), "region is empty"),
+        ((image, region, -1.0), "finite and >= 0"),
+        ((image, region, float("nan")), "finite and >= 0"),
+        ((image, region, image), "nothing to compare"),
     ):
         with pytest.raises(InputError, match=reason):
-            probe_region(system, *args)
+            probe_region(measured, *args)
     unseen = system.sensitivity == 0
     if unseen.any():
         with pytest.raises(InputError, match="no view sees"):
-            probe_region(system, expected, image, unseen, 1.0)
+            probe_region(measured, image, unseen, 1.0)
 
 
 def test_a_defects_shape_darkens_the_wall_alone():
@@ -442,10 +454,11 @@ def test_plots_return_axes(samples, study, system, scene):
     one = spread(samples)
     ax = plot_coverage({"raw": (one, study.truth, study.heart)})
     assert len(ax.lines) == 2 and ax.get_xlabel()
-    support = measurement_support(system, study.projections, image)
+    support = measurement_support(study.measurement(), image)
     figure = show_slices({"image": image}, maps={"support": support.map, "± 90 %": one.map(float(image.max()))})
     assert len(figure.axes) == 3 * 4 and "deviance" in figure.axes[-2].get_ylabel()  # three planes a row, a scale each
     assert float(one.map(1.0).volume.max()) == pytest.approx(1.6449 * float(one.sigma.max()), rel=1e-4)
-    probes = {name: probe_region(system, expected, image, region, level) for name, level in (("a", None), ("b", 0.0))}
+    measured = Measurement(system, expected)
+    probes = {name: probe_region(measured, image, region, level) for name, level in (("a", None), ("b", 0.0))}
     ax = plot_probe(probes)
     assert len(ax.get_legend().get_texts()) == 2

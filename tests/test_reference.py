@@ -1,0 +1,75 @@
+"""Numbers of the sample study that a rebuilding must not change: MLEM, OSEM, both walks, probe and polar map.
+
+`reference.json` holds them as commit 26f9517 made them, in float32 (bfloat16 differs from processor to processor)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffspect_nb import slice_network, volume_network
+from diffspect_nb.mlem import mlem, osem
+from diffspect_nb.polar import polar_map
+from diffspect_nb.prior import pretrained
+from diffspect_nb.probe import ball, probe_region
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights
+from diffspect_nb.study import Study, reduced_study, sample_folder
+
+KNOWN = json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))["settings"]
+ACQUIRED = {"5 %": (0.05, None), "100 %": (None, None), "9 views": (None, 9)}
+
+
+@pytest.fixture(scope="module")
+def sample() -> Study:
+    return Study.load(sample_folder())
+
+
+@pytest.fixture(scope="module", params=ACQUIRED)
+def setting(request, sample) -> tuple[str, Study]:
+    return request.param, reduced_study(sample, *ACQUIRED[request.param], seed=0)
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    for room in (slice_network, volume_network):
+        monkeypatch.setattr(room, "fast_dtype", lambda device: torch.float32)
+
+
+def numbers(image: torch.Tensor, heart: torch.Tensor) -> list[float]:
+    a = image.double()
+    places = a.sum(), a.square().mean().sqrt(), a[heart].mean(), a[heart].std(), a.max(), a[25, 39, 31]
+    return [float(v) for v in places]
+
+
+def same(found: list[float], name: str, key: str) -> None:
+    np.testing.assert_allclose(found, KNOWN[name][key], rtol=1e-5, err_msg=f"{name}, {key}")
+
+
+def test_classical_images(setting, sample):
+    name, study = setting
+    same(numbers(mlem(study.measurement(), 50), sample.heart), name, "mlem")
+    same(numbers(osem(study.measurement(), 5), sample.heart), name, "osem")
+
+
+def test_the_anchored_walk_and_what_is_read_from_it(setting, sample, float32):
+    name, study = setting
+    done = reconstruct(study, AnchoredWeights.for_study(study, steps=3), pretrained("diffspect"))
+    same(numbers(done.image, sample.heart), name, "anchored short")
+    same(done.support.reduced, name, "anchored short deviance")
+    same(done.scale, name, "anchored short scale")
+    asked = ball(study.grid, (40.0, -20.0, 0.0))
+    probe = probe_region(study.measurement(), done.image * study.count_fraction, asked)
+    same([probe.log_likelihood_ratio, probe.amount, probe.standard_error], name, "anchored short probe")
+    disc = np.asarray(polar_map(done.image).percent, dtype=float)
+    same([disc.mean(), disc.std(ddof=1), disc.min()], name, "anchored short polar")
+
+
+def test_the_papers_walk(setting, sample, float32):
+    name, study = setting
+    done = reconstruct(study, PaperWeights.for_study(study, steps=3), pretrained("mlem50"))
+    same(numbers(done.image, sample.heart), name, "paper short")
+    same(done.support.reduced, name, "paper short deviance")
+    same(done.scale, name, "paper short scale")
