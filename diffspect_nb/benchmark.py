@@ -69,7 +69,8 @@ class Patient:
         if study.truth is None:
             raise InputError(f"{name}: a benchmark needs the truth")
         references = {"truth": study.truth, "full-dose MLEM-50": mlem(study.measurement(), 50)}
-        masks = dict(reversed(masks_of(study).items()))  # the heart first
+        masks = {} if study.heart is None else {"heart": study.heart}  # all of it, also where few modules look
+        masks |= {"field of view": masks_of(study)["field of view"]}
         return cls(study, name, masks, references, defect_regions(study), images)
 
     def rows(
@@ -367,7 +368,7 @@ def _draw_curves(ax: plt.Axes, found: Table, methods: Sequence[str], kind: str) 
         if (settings[0], method) in found:
             height = float(np.mean(list(found[settings[0], method].values())))
             ax.axhline(height, color="0.4", ls=style, lw=1, label=method)
-    ax.set_xlabel("counts kept (%), 19 views" if kind == "counts" else "central views, full dose")
+    ax.set_xlabel("counts kept (%), all views" if kind == "counts" else "central views, full dose")
     ax.grid(alpha=0.3)
     if kind == "counts":
         ax.set_xscale("log")

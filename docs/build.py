@@ -53,6 +53,10 @@ def _link(notebook: Path, target: str) -> str:
     return f"{cfg['git_url']}/blob/{cfg['branch']}/{path.relative_to(ROOT).as_posix()}"
 
 
+def _relinked(notebook: Path, text: str) -> str:
+    return re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", lambda m: f"]({_link(notebook, m[1])})", text)
+
+
 def page_of(notebook: Path, target: Path) -> None:
     "A notebook as a page: directives and hidden cells left out, everything else as it is."
     nb = nbformat.read(notebook, as_version=4)
@@ -63,8 +67,12 @@ def page_of(notebook: Path, target: Path) -> None:
             if "hide" in flags or "default_exp" in flags or not cell.source.strip():
                 continue
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE)
+            for data in (output.get("data", {}) for output in cell.outputs):
+                if "text/markdown" in data:  # Sphinx resolves links of the text only, not of what code has printed
+                    made = _relinked(notebook, data["text/markdown"])
+                    data["text/markdown"] = re.sub(r"\.ipynb(?=[)#])", ".html", made)
         else:
-            cell.source = re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", lambda m: f"]({_link(notebook, m[1])})", cell.source)
+            cell.source = _relinked(notebook, cell.source)
         kept.append(cell)
     nb.cells = kept
     nb.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

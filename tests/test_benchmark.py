@@ -54,6 +54,7 @@ def rows(study) -> list[dict]:
     return list(patient_rows(study, "one", SETTINGS, {"ours": twenty}, **OPTIONS))
 
 
+@pytest.mark.slow
 def test_held_out_patients_are_repeatable_and_none_is_trained_on(study):
     again = held_out_study(FIRST_VALIDATION + 1, "tiny", tiny_grid())
     assert torch.equal(study.projections, again.projections)

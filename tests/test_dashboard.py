@@ -24,8 +24,10 @@ from diffspect_nb.lessons import diffusion_dashboard, first_views, geometry_dash
 from diffspect_nb.mlem import mlem
 from diffspect_nb.panels import KEPT_RUNS, KNOBS, METHODS, usual_weights
 from diffspect_nb.phantom import torso
+from diffspect_nb.prior import Prior
 from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
 from diffspect_nb.sampler import AnchoredWeights, PaperWeights, settings_of
+from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import Study, simulate, thin
 from diffspect_nb.viewer import VolumeViewer, focus_of, to_levels, view_study
 
@@ -206,7 +208,9 @@ def shown(dashboard) -> dict:
 
 
 def test_presets_bring_the_sliders_of_their_method(dashboard):
-    c = dashboard.controls
+    config = UNetConfig(n_slices=tiny_grid().shape[0], widths=(16, 32), blocks=1, embedding=32, head_width=32)
+    prior = Prior(SliceUNet(config).eval(), {"config": {"schedule": "cosine"}})  # the shipped one takes 50 slices
+    c, dashboard._priors["mlem50"] = dashboard.controls, prior
     c["preset"].value = "paper"
     assert tuple(shown(dashboard)) == KNOBS["paper"] and dashboard.wish().prior == PaperWeights.prior
     assert (c["steps"].value, c["start"].value, c["tv_weight"].value) == (25, 999, 0.02) and c["lambda_dps"].value > 0.1
@@ -216,7 +220,7 @@ def test_presets_bring_the_sliders_of_their_method(dashboard):
     last = dashboard.last.wish.weights
     assert isinstance(last, PaperWeights) and (last.lambda_mlem, last.steps) == (0.2, 3)
     assert last.lambda_dps == pytest.approx(PaperWeights.for_level(0.05).lambda_dps, abs=1e-6)
-    torch.testing.assert_close(dashboard.last.result.image, reconstruct(dashboard.last.study, last).image)
+    torch.testing.assert_close(dashboard.last.result.image, reconstruct(dashboard.last.study, last, prior).image)
     c["preset"].value = "anchored"
     assert dashboard.wait(60) and set(shown(dashboard)) == set(KNOBS["anchored"])
     usual = usual_weights("anchored", 0.05, 1.0)

@@ -167,7 +167,8 @@ def test_the_bound_is_that_of_torchs_distributions():
         spread = (0.5 * (v * log_beta + (1 - v) * log_true)).exp()
         estimate = predict_x0(x_t[i], guess[i], level, schedule)
         means = [posterior_mean(x_t[i], clean, level, schedule) for clean in (x0[i], estimate)]
-        true, model = (torch.distributions.Normal(m, s) for m, s in zip(means, ((0.5 * log_true).exp(), spread)))
+        pairs = zip(means, ((0.5 * log_true).exp(), spread), strict=True)
+        true, model = (torch.distributions.Normal(m, s) for m, s in pairs)
         wanted = -model.log_prob(x0[i]) if level == 0 else torch.distributions.kl_divergence(true, model)
         terms.append(wanted.mean())
     assert float(parts["vlb"]) == pytest.approx(float(sum(terms)) / 3 * 1000 / math.log(2), rel=1e-9)

@@ -26,13 +26,14 @@ print(float(SystemMatrix.build(tiny(), tiny_grid()).sensitivity.sum()))
 """
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_whole_files_and_the_same_weights(tmp_path):
     "A short form of benchmarks/kills.py."
-    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--training", "2", "--reconstruct", "3"]
-    done = subprocess.run([*command, "--json", tmp_path / "found.json"], capture_output=True, text=True, timeout=600)
+    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--training", "1", "--reconstruct", "2"]
+    done = subprocess.run([*command, "--json", tmp_path / "found.json"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["training"]["kills"] == 2 and found["reconstruct"]["kills"] == 3
+    assert found["training"]["kills"] == 1 and found["reconstruct"]["kills"] == 2
     assert found["reconstruct"]["half_written_outputs"] == 0
 
 
@@ -48,6 +49,7 @@ def test_the_long_checks_held_what_is_claimed():
         assert found["slowest_s"] < 10 and found["memory_above_start_mib"] < 1024, name
 
 
+@pytest.mark.slow
 def test_a_kill_between_checkpoint_and_state_resumes_to_the_same_weights(tmp_path):
     "The two files of a save are written one after the other; a process may end between them, at the last save too."
     code = """
@@ -77,6 +79,7 @@ for _ in training.train(config, sys.argv[1], save_every=2): pass
     assert all(np.array_equal(ended[k], wanted[k]) for k in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [True, False])
 def test_ctrl_c_in_a_reconstruction_is_one_line_and_keeps_the_old_result(tmp_path, earlier):
     code = """
@@ -127,6 +130,7 @@ def test_an_interrupted_writer_keeps_the_old_result(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_matrix_at_once(tmp_path):
     "Both get it, the cache holds one whole file, a third process reads it."
     env = {**os.environ, "DIFFSPECT_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -138,6 +142,7 @@ def test_two_processes_build_one_matrix_at_once(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     "A file stands where the cache's folder should be."
     (tmp_path / "cache").write_text("in the way")
@@ -146,6 +151,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     assert done.returncode == 0 and float(done.stdout) > 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_the_old_result(tmp_path):
     "The operating system says so when the file is to be on the disk."
     code = """

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffspect_nb.benchmark import guided
+from diffspect_nb.cohort import Cohort, simulated_study
 from diffspect_nb.core import InputError, last, usable_device
+from diffspect_nb.footprint import attenuation_factors
 from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.mlem import anchored_em, mlem_steps
-from diffspect_nb.sampler import Guidance
-from diffspect_nb.study import thin
-from diffspect_nb.footprint import attenuation_factors
-from diffspect_nb.cohort import Cohort, simulated_study
 from diffspect_nb.prior import Prior, pretrained
+from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights
+from diffspect_nb.study import thin
+from diffspect_nb.system import Measurement
 from diffspect_nb.training import TrainConfig, train
 from diffspect_nb.uncertainty import posterior_samples
 from diffspect_nb.volume_network import VolumeConfig, VolumeDenoiser, VolumeUNet
@@ -62,16 +63,15 @@ def test_blocks_joined_to_one_give_the_same_products(study):
 
 @GPU
 def test_products_and_updates_are_the_processors(study):
-    system, y = study.system().to(dtype=torch.float64), study.projections.double()
-    there = system.to("cuda")
+    here = Measurement(study.system().to(dtype=torch.float64), study.projections.double())
+    there = here.to("cuda")
     with_mu = (attenuation_factors(study.mu.to(d), study.scanner, study.grid).cpu() for d in ("cpu", "cuda"))
     torch.testing.assert_close(*with_mu, rtol=1e-4, atol=1e-5)
     for n in (1, 4):
-        here, found = (last(mlem_steps(s, y.to(s.device), 5, n_subsets=n)) for s in (system, there))
-        torch.testing.assert_close(found.image.cpu(), here.image, rtol=1e-9, atol=1e-9)
-        assert found.scalars["log_likelihood"] == pytest.approx(here.scalars["log_likelihood"], rel=1e-9)
-        towards = [here.image.to(s.device) for s in (system, there)]
-        pulled = [anchored_em(s, y, x, 1e-3, n_subsets=n).cpu() for s, x in zip((system, there), towards, strict=True)]
+        ours, found = (last(mlem_steps(m, 5, n_subsets=n)) for m in (here, there))
+        torch.testing.assert_close(found.image.cpu(), ours.image, rtol=1e-9, atol=1e-9)
+        assert found.scalars["log_likelihood"] == pytest.approx(ours.scalars["log_likelihood"], rel=1e-9)
+        pulled = (anchored_em(m, ours.image.to(m.counts.device), 1e-3, n_subsets=n).cpu() for m in (here, there))
         torch.testing.assert_close(*pulled, rtol=1e-9, atol=1e-9)
 
 
@@ -96,13 +96,14 @@ def test_walks_run_where_the_prior_is(study):
     there.net.to("cuda")
     assert (here.device.type, there.device.type) == ("cpu", "cuda")
     # with hardly any pull from the prior the walk is EM: the images must explain the same counts although noise differs
-    guidance = Guidance(steps=2, start=60, anchor=1e-9, anchor_updates=60, anchor_subsets=1, final_updates=20)
-    images = [guided(p, lambda _: guidance)(study, study.system()) for p in (here, there)]
-    assert all(image.device.type == "cpu" for image in images)
-    expected = [study.system().forward(image) for image in images]
+    weights = AnchoredWeights(steps=2, start=60, anchor=1e-9, updates=60, subsets=1, final_updates=20)
+    images = [reconstruct(study, weights, p).image for p in (here, there)]
+    assert [image.device.type for image in images] == ["cpu", "cuda"]
+    expected = [study.system().forward(image.cpu()) for image in images]
     assert float((expected[0] - expected[1]).norm() / expected[0].norm()) < 0.03  # two seeds on one device: 0.008
-    found = posterior_samples(study, 2, guidance=Guidance(steps=2), prior=there, workers=1)
-    assert found.device.type == "cpu" and torch.isfinite(found).all() and not torch.equal(*found)
+    for few in (AnchoredWeights(steps=2), PaperWeights(steps=2)):
+        found = posterior_samples(study, 2, weights=few, prior=there, workers=1)
+        assert found.device.type == "cpu" and torch.isfinite(found).all() and not torch.equal(*found)
 
 
 @GPU

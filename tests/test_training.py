@@ -1,4 +1,4 @@
-"Training: the cohort, resuming, checkpoints, and the shipped prior's papers."
+"The prior's wing: simulated patients, cohorts, training and resuming, checkpoints, and the shipped priors' papers."
 
 import shutil
 from dataclasses import replace
@@ -10,21 +10,44 @@ import torch
 from safetensors.torch import save_file
 
 import diffspect_nb
+from diffspect_nb.cohort import (
+    Cohort,
+    draw_counts,
+    draw_mismatch,
+    held_out_study,
+    job_groups,
+    simulated_patient,
+    simulated_study,
+    training_study,
+)
 from diffspect_nb.core import InputError
 from diffspect_nb.files import read_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.cohort import Cohort, simulated_study, training_study
-from diffspect_nb.prior import Prior, load_checkpoint, pretrained, pretrained_path, save_checkpoint
-from diffspect_nb.training import TrainConfig, batch_of, learning_rate, train
+from diffspect_nb.prior import (
+    DEFAULT_PRIOR,
+    Prior,
+    load_checkpoint,
+    network_config,
+    pretrained,
+    pretrained_path,
+    save_checkpoint,
+)
 from diffspect_nb.slice_network import SliceUNet, UNetConfig
-from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
+from diffspect_nb.study import Mismatch
+from diffspect_nb.training import TrainConfig, batch_of, learning_rate, train
+from diffspect_nb.volume_network import BoxedDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet
 
 NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
 CONFIG = TrainConfig(
     n_studies=2, steps=12, batch=8, warmup=2, scanner="tiny", grid=tiny_grid(), network=NETWORK, label="mlem50"
 )
 VOLUMES = replace(CONFIG, batch=2, network=VolumeConfig(widths=(16, 24), blocks=1, embedding=32), label="truth")
+DRAWN = (  # expected counts, aperture and scatter of a validation and of a training patient
+    (5327868.189024427, 0.9940595097846034, 0.017055510937089437),
+    (11710364.302910617, 0.9297093550892902, 0.14956099613839977),
+)
+MODELLED = 6719997.581193987  # expected counts of one acquired as the model says
 SUPPORT = torch.ones(tiny_grid().shape, dtype=torch.bool)
 
 
@@ -32,6 +55,44 @@ SUPPORT = torch.ones(tiny_grid().shape, dtype=torch.bool)
 def cohort(shared_cache):
     list(CONFIG.cohort.make("mlem50", workers=1))
     return CONFIG.cohort
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_the_recipe_draws_counts_log_uniformly_and_shares_scanners():
+    counts = np.log([draw_counts(rng(i), 1e6, 4e6) for i in range(3000)])
+    assert counts.min() >= np.log(1e6) and counts.max() <= np.log(4e6)
+    shares = np.histogram(counts, 4, (np.log(1e6), np.log(4e6)))[0] / len(counts)
+    assert np.allclose(shares, 0.25, atol=0.04)
+    own, shared = Mismatch.draw(rng(7)), Mismatch.draw(rng(571, 1))
+    assert draw_mismatch(rng(7)) == own
+    mixed = draw_mismatch(rng(7), (571, 1))
+    assert (mixed.aperture, mixed.offset_mm) == (shared.aperture, shared.offset_mm)
+    assert (mixed.ct_shift_mm, mixed.scatter) == (own.ct_shift_mm, own.scatter)
+    one, two = rng(7), rng(7)
+    draw_mismatch(one), draw_mismatch(two, (571, 1))
+    assert one.random() == two.random()  # a shared scanner takes nothing from the patient's own draws
+
+
+def test_the_draws_are_those_that_the_shipped_priors_and_tables_have_seen():
+    "Whoever changes the order of a draw on purpose makes cohorts, priors and tables again."
+    held, trained = held_out_study(910_000, "tiny", tiny_grid()), training_study(3, tiny(), tiny_grid())
+    modelled = simulated_study(3, "tiny", tiny_grid())
+    for study, (counts, aperture, scatter) in zip((held, trained), DRAWN, strict=True):
+        assert study.meta["expected_counts"] == pytest.approx(counts, rel=1e-9)
+        assert study.meta["mismatch"]["aperture"] == pytest.approx(aperture, rel=1e-9)
+        assert study.meta["mismatch"]["scatter"] == pytest.approx(scatter, rel=1e-9)
+    assert modelled.meta["expected_counts"] == pytest.approx(MODELLED, rel=1e-9)
+    assert held.meta["seed"] == 910_000 and held.reference is None and modelled.reference is not None
+
+
+def test_a_patient_made_to_order_has_the_defect_that_was_ordered():
+    with pytest.raises(InputError, match="defect must be one of"):
+        simulated_patient(defect="everywhere")
+    with pytest.raises(InputError, match="severity must be in"):
+        simulated_patient(severity=2)
 
 
 def test_a_patient_is_its_seed():
@@ -82,14 +143,12 @@ def test_rare_hearts_are_added_to_a_cohort_without_touching_the_others(cohort):
     assert TrainConfig(unusual=0.5).cohort.unusual == 0.5
     assert TrainConfig(scanners=16).cohort == Cohort(400, scanners=16)
     assert mixed.folder != replace(mixed, scanners=16).folder
-    with pytest.raises(InputError, match="unusual must be in"):
-        TrainConfig(unusual=1.5)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 16])
 def test_every_worker_has_patients_and_every_group_one_scanner(workers):
     jobs = [(seed, "truth") for seed in range(64)]
-    groups = Cohort(64)._groups(jobs, workers)
+    groups = job_groups(Cohort(64), jobs, workers)
     assert len(groups) >= workers and sorted(job for group in groups for job in group) == jobs
     assert all(len({seed % 4 for seed, _ in group}) == 1 for group in groups)
 
@@ -171,6 +230,8 @@ def test_a_checkpoint_keeps_weights_and_history(checkpoint):
     x = torch.rand(tiny_grid().shape)
     denoised = Prior(net, provenance).denoiser()(x, 10)
     assert denoised.shape == x.shape and torch.isfinite(denoised).all()
+    with pytest.raises(ValueError, match="kind must be"):
+        network_config({"kind": "pictures"})
 
 
 def test_a_volume_checkpoint_comes_back_as_one(tmp_path):
@@ -184,6 +245,7 @@ def test_a_volume_checkpoint_comes_back_as_one(tmp_path):
         prior.net.head.weight.normal_()
         seen, blind = (prior.denoiser(mu, *images)(x, 500) for images in ((x, 2 * x), ()))
     assert seen.shape == x.shape and torch.isfinite(seen).all() and not torch.equal(seen, blind)
+    assert isinstance(prior.denoiser(mu), BoxedDenoiser) and type(prior.denoiser()) is VolumeDenoiser
 
 
 def test_what_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):
@@ -200,20 +262,43 @@ def test_what_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):
         pretrained("nothing")
 
 
-WRONG = {"label": "ct", "n_studies": 0, "learning_rate": -1, "ct_dropout": 2, "schedule": "sine", "batch": 1.5}
+WRONG = {
+    "label": "ct",
+    "n_studies": 0,
+    "learning_rate": -1,
+    "ct_dropout": 2,
+    "schedule": "sine",
+    "batch": 1.5,
+    "unusual": 1.5,
+    "scale_jitter": 3,
+    "outside_weight": -1,
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_impossible_configurations_name_the_field(name):
     with pytest.raises(InputError, match=name):
         TrainConfig(**{name: WRONG[name]})
+
+
+def test_a_configuration_that_fits_no_grid_or_has_unknown_fields_is_refused():
     with pytest.raises(InputError, match="n_slices"):
         TrainConfig(grid=tiny_grid(), network=UNetConfig())
+    with pytest.raises(InputError, match="unknown fields .'speed'"):
+        TrainConfig.from_json({"speed": 3})
+    with pytest.raises(InputError, match="training configuration: network"):
+        TrainConfig.from_json({"network": {"depth": 3}})
+
+
+@pytest.mark.parametrize("name", ["train", "defects", "hearts", "light", "fullres"])
+def test_the_recipes_beside_the_benchmarks_can_be_read(name, root):
+    config = TrainConfig.from_json(read_json(root / "benchmarks" / f"{name}.json"))
+    assert TrainConfig.from_json(config.to_json()) == config and isinstance(config.network, VolumeConfig)
 
 
 def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
     files = sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*"))
-    assert [f.name for f in files if f.suffix != ".safetensors"] == [] and files
+    assert [f.name for f in files if f.suffix != ".safetensors"] == [] and DEFAULT_PRIOR in [f.stem for f in files]
     for file in files:
         assert file.stat().st_size <= 12e6
         provenance = pretrained(file.stem).provenance
@@ -234,7 +319,7 @@ def test_priors_joined_by_a_plus_are_an_ensemble(tmp_path):
     with pytest.raises(InputError, match="no shipped checkpoint is called 'heavy'"):
         pretrained("diffspect+heavy")
     shutil.copyfile(pretrained_path("light"), tmp_path / "a+b.safetensors")
-    assert pretrained(str(tmp_path / "a+b.safetensors")).others == ()  # a file's name may hold a plus
+    assert type(pretrained(str(tmp_path / "a+b.safetensors"))) is Prior  # a file's name may hold a plus
 
 
 @pytest.mark.parametrize("prior", [("diffspect", "train", "defects", "hearts"), ("light", "light")])
