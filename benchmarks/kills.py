@@ -124,10 +124,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the findings here")
     args = parser.parse_args()
     rng, found = np.random.default_rng(0), {}
-    for name, work, kills in (
-        ("training", training, args.training),
-        ("reconstruct", reconstruction, args.reconstruct),
-    ):
+    for name, work, kills in (("training", training, args.training), ("reconstruct", reconstruction, args.reconstruct)):
         if kills:
             found[name] = work(kills, rng)
             print(name, found[name], flush=True)

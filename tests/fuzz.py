@@ -105,9 +105,7 @@ def checkpoint(folder: Path) -> Path:
     config = TrainConfig(
         scanner="tiny", grid=tiny_grid(), network=VolumeConfig(widths=(4, 8), blocks=1, embedding=8, groups=2)
     )
-    save_checkpoint(
-        folder / "prior.safetensors", VolumeUNet(config.network), {"config": config.to_json(), "steps": 1}
-    )
+    save_checkpoint(folder / "prior.safetensors", VolumeUNet(config.network), {"config": config.to_json(), "steps": 1})
     return folder / "prior.safetensors"
 
 

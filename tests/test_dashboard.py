@@ -319,7 +319,7 @@ def test_closing_ends_the_worker(study):
 
 
 def test_lessons_run(study):
-    board = geometry_dashboard(tiny(), voxel_mm=20.0)
+    board = geometry_dashboard(tiny())
     board.controls["views"].value = 2
     assert board.wait(60) and board.stream.state == "finished", board.message.value
     assert float(board.viewer.images["now"].sum()) < float(board.viewer.images["as built"].sum())

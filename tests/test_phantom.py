@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffspect_nb.anatomy import HEARTS, Tissue
+from diffspect_nb.anatomy import HEARTS, TERRITORIES, Tissue, draw_defects, draw_heart, lv_mass_g
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.phantom import dilate, heart_mask, lv_wall_share, torso
@@ -55,11 +55,35 @@ def test_the_kind_of_heart_can_be_chosen():
     assert all(p.defects == drawn.defects and p.meta["uptake"] == drawn.meta["uptake"] for p in kinds.values())
 
 
+@pytest.mark.parametrize("kind", HEARTS)
+def test_every_drawn_heart_has_a_plausible_mass(kind):
+    for seed in range(20):
+        for sex, (low, high) in {"m": HEARTS[kind].men_g, "f": HEARTS[kind].women_g}.items():
+            heart = draw_heart(np.random.default_rng(seed), sex, kind)
+            assert heart["kind"] == kind and low <= heart["lv_mass_g"] <= high
+            assert lv_mass_g(heart) == heart["lv_mass_g"]
+            assert np.linalg.norm(heart["axis"]) == pytest.approx(1)
+
+
+def test_drawn_defects_have_a_territory_each():
+    for seed in range(50):
+        found = draw_defects(np.random.default_rng(seed), 3)
+        assert {d["territory"] for d in found} == set(TERRITORIES)
+        for d in found:
+            assert abs((d["center_deg"] - TERRITORIES[d["territory"]] + 180) % 360 - 180) <= 22
+            assert 0.15 <= d["severity"] <= 0.95 and d["height_from"] + 0.25 <= d["height_to"]
+
+
 @pytest.mark.parametrize("territory, angle", [("LAD", 25.0), ("LCx", 270.0), ("RCA", 180.0)])
 def test_a_defect_takes_its_share_from_its_place(territory, angle):
     defect = {
-        "territory": territory, "severity": 0.6, "center_deg": angle, "half_extent_deg": 35.0,
-        "height_from": 0.2, "height_to": 0.8, "edge_mm": 4.0,
+        "territory": territory,
+        "severity": 0.6,
+        "center_deg": angle,
+        "half_extent_deg": 35.0,
+        "height_from": 0.2,
+        "height_to": 0.8,
+        "edge_mm": 4.0,
     }
     healthy, ill = patient(5, defects=0), patient(5, defects=[defect])
     wall = lv_wall_share(healthy) > 0.99

@@ -16,6 +16,7 @@ from diffspect_nb.cohort import (
     draw_mismatch,
     held_out_study,
     job_groups,
+    made_defects,
     simulated_patient,
     simulated_study,
     training_study,
@@ -89,10 +90,15 @@ def test_the_draws_are_those_that_the_shipped_priors_and_tables_have_seen():
 
 
 def test_a_patient_made_to_order_has_the_defect_that_was_ordered():
-    with pytest.raises(InputError, match="defect must be one of"):
-        simulated_patient(defect="everywhere")
-    with pytest.raises(InputError, match="severity must be in"):
-        simulated_patient(severity=2)
+    orders = ("none", "anterior (LAD)", "inferior (RCA)")
+    healthy, *ill = (torso(rng(1), tiny_grid(), defects=made_defects(order, 0.6)).activity for order in orders)
+    lost = [torch.where(healthy > 0.5, 1 - image / healthy, 0) for image in ill]
+    assert [float(part.max()) for part in lost] == pytest.approx([0.6, 0.6], abs=0.1)
+    heights = [float(torch.nonzero(part > 0.2)[:, 0].float().mean()) for part in lost]
+    assert heights[0] > heights[1]  # anterior is above inferior
+    for wrong, message in (({"defect": "everywhere"}, "defect must be"), ({"severity": 2}, "severity must be")):
+        with pytest.raises(InputError, match=message):
+            simulated_patient(**wrong)
 
 
 def test_a_patient_is_its_seed():
