@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +24,12 @@ from .files import atomic_path
 from .mlem import mlem_steps, subset_count
 from .slice_network import Denoiser, SliceUNet, UNetConfig
 from .system import Measurement
-from .volume_network import BoxedDenoiser, EnsembleDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet
+from .volume_network import VolumeConfig, VolumeDenoiser, VolumeUNet
 
 # %% auto #0
 __all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'DEFAULT_PRIOR', 'early_and_late',
            'around_heart', 'intensity_scale', 'network_config', 'make_network', 'save_checkpoint', 'load_checkpoint',
-           'Prior', 'pretrained_path', 'pretrained', 'JoinedPriors', 'joined', 'pretrained_paths']
+           'Prior', 'pretrained_path', 'pretrained']
 
 # %% ../nbs/14_prior.ipynb #6169a37a
 EARLY_UPDATES, LATE_UPDATES = 12, 48  # image updates behind the early and the late image
@@ -158,14 +157,13 @@ class Prior:
         early: Tensor | None = None,  # early image (see `early_and_late`), (z, y, x), this prior's scale
         late: Tensor | None = None,  # late image, likewise
         clip: tuple[float, float] | None = (0.0, CEILING),
-    ) -> Denoiser | VolumeDenoiser | EnsembleDenoiser:
+    ) -> Denoiser | VolumeDenoiser:
         "A denoiser `(x, t) → x̂0` for one patient; the acquisition's images serve networks that look at them."
         if isinstance(self.net, SliceUNet):
             return Denoiser(self.net, mu, self.schedule, clip)
         both = (early, late) if self.looks_at_data else ()
         seen = [None if image is None else image.clamp(0, CEILING) for image in both]
-        kind = VolumeDenoiser if mu is None else BoxedDenoiser
-        return kind(self.net, (mu, *seen), self.schedule, clip)
+        return VolumeDenoiser(self.net, (mu, *seen), self.schedule, clip)
 
 # %% ../nbs/14_prior.ipynb #4566f1c8
 DEFAULT_PRIOR = "diffspect"
@@ -182,46 +180,9 @@ def pretrained_path(name: str) -> Path:
 
 
 def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
-    """A prior shipped with the package, one from a .safetensors file, or an ensemble of several, joined by `+`.
+    """A prior shipped with the package, or one from a .safetensors file.
 
     `diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50
     images, as the paper's. Raises `InputError` if there is none or PyTorch cannot use the device."""
-    loaded, there = [load_checkpoint(path) for path in pretrained_paths(name)], usable_device(device)
-    return joined([Prior(net.to(there), provenance) for net, provenance in loaded])
-
-# %% ../nbs/14_prior.ipynb #cea10c7e
-@dataclass(frozen=True)
-class JoinedPriors(Prior):
-    "Several priors that share one walk. Raises `InputError` on members that cannot."
-
-    others: tuple[Prior, ...] = ()
-
-    def __post_init__(self):
-        same = [(m.unit, m.device) == (self.unit, self.device) for m in self.others]
-        if not all(isinstance(m.net, VolumeUNet) for m in (self, *self.others)) or not all(same):
-            raise InputError("an ensemble takes volume networks of one intensity scale on one device")
-
-    def denoiser(
-        self,
-        mu: Tensor | None = None,
-        early: Tensor | None = None,
-        late: Tensor | None = None,
-        clip: tuple[float, float] | None = (0.0, CEILING),
-    ) -> EnsembleDenoiser:
-        "As of one prior."
-        members = [Prior(m.net, m.provenance).denoiser(mu, early, late, clip) for m in (self, *self.others)]
-        return EnsembleDenoiser([m for m in members if isinstance(m, VolumeDenoiser)])
-
-
-def joined(priors: Sequence[Prior]) -> Prior:
-    "One prior as it is, several as an ensemble, the first one's history telling of the others."
-    first, *others = priors
-    if not others:
-        return first
-    told = first.provenance | {"others": [other.provenance for other in others]}
-    return JoinedPriors(first.net, told, tuple(others))
-
-
-def pretrained_paths(name: str) -> list[Path]:
-    "The files of a prior: one, or those of an ensemble's members; raises `InputError` as `pretrained_path`."
-    return [pretrained_path(part) for part in ([name] if Path(name).is_file() else name.split("+"))]
+    net, provenance = load_checkpoint(pretrained_path(name))
+    return Prior(net.to(usable_device(device)), provenance)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import WATER_PER_CM
 from .diffusion import NoiseSchedule, cosine_schedule, variance_fraction, x0_from_output
 from .recording import replayed
 from diffspect_nb.slice_network import (
@@ -29,8 +28,7 @@ from diffspect_nb.slice_network import (
 )
 
 # %% auto #0
-__all__ = ['AIR_PER_CM', 'NEARLY_CLEAN', 'VolumeConfig', 'VolumeUNet', 'VolumeDenoiser', 'body_box', 'BoxedDenoiser',
-           'EnsembleDenoiser']
+__all__ = ['VolumeConfig', 'VolumeUNet', 'VolumeDenoiser']
 
 # %% ../nbs/13_volume_network.ipynb #0c20593b
 @dataclass(frozen=True)
@@ -229,91 +227,3 @@ class VolumeDenoiser:
     def _run(self, stack: Tensor, levels: Tensor, features: Tensor | None) -> Tensor:
         with inner_layers(self.device, self.dtype):
             return self.net(stack[:, None], levels, features=features)
-
-# %% ../nbs/13_volume_network.ipynb #7aed54a5
-AIR_PER_CM = 0.1 * WATER_PER_CM  # attenuation below which there is nobody (lungs: about three times as much), 1/cm
-NEARLY_CLEAN = 0.7  # ᾱ from which a network may leave out the air around the body
-
-# %% ../nbs/13_volume_network.ipynb #787f3e15
-def body_box(
-    mu: Tensor,  # attenuation map, (z, y, x), 1/cm
-    margin: int = 3,  # voxels of air kept around the body, for a CT that does not lie quite right
-    multiple: int = 4,  # sizes are rounded up to this, so that the boxes of different patients have few sizes
-) -> tuple[slice, slice, slice]:
-    "The part of the volume that holds the body; all of it where the map shows none."
-    body = mu > AIR_PER_CM
-    z, y, x = (_reach(body.movedim(axis, 0).flatten(1).any(1), margin, multiple) for axis in range(3))
-    return z, y, x
-
-
-def _reach(there: Tensor, margin: int, multiple: int) -> slice:
-    "Along one axis, (n,) bool: from the first to the last that is there, with margins, of a rounded size."
-    n, found = len(there), there.nonzero().flatten().tolist()
-    first, last = (found[0] - margin, found[-1] + 1 + margin) if found else (0, n)
-    first, last = max(0, first), min(n, last)
-    size = min(n, -((first - last) // multiple) * multiple)
-    first = min(first, n - size)
-    return slice(first, first + size)
-
-# %% ../nbs/13_volume_network.ipynb #f2e7f2a2
-class BoxedDenoiser(VolumeDenoiser):
-    """The volume denoiser, but at low noise (ᾱ > NEARLY_CLEAN) it works on the box around the body alone.
-
-    In the air beyond the late image stands (0 if there is none)."""
-
-    def __init__(
-        self,
-        net: VolumeUNet,
-        images: Sequence[Tensor | None],  # as for `VolumeDenoiser`; the CT must be known
-        schedule: NoiseSchedule | None = None,
-        clip: tuple[float, float] | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(net, images, schedule, clip, dtype)
-        if not images or images[0] is None:
-            raise ValueError("the box is found on the CT: without one use VolumeDenoiser")
-        self.box, late = body_box(images[0]), images[-1] if len(images) == net.config.conditions else None
-        inside = [None if image is None else image[self.box] for image in images]
-        self.inside = VolumeDenoiser(net, inside, schedule, clip, dtype)
-        beyond = torch.zeros_like(images[0]) if late is None else late.clone()
-        beyond[self.box] = 0
-        self.beyond = beyond.to(self.device, torch.float32)
-
-    def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
-        "Estimate of the clean volume, and the variance fraction for stochastic steps."
-        if not self.schedule.alpha_bar(int(t)) > NEARLY_CLEAN:
-            return super().with_variance(x, t)
-        within = (..., *self.box)
-        x0, v = self.inside.with_variance(x[within], t)
-        sides = zip(reversed(self.box), reversed(x.shape), strict=False)
-        air = [n for part, size in sides for n in (part.start, size - part.stop)]
-        return F.pad(x0, air) + self.beyond, F.pad(v, air)
-
-# %% ../nbs/13_volume_network.ipynb #be873390
-class EnsembleDenoiser:
-    """Denoisers that share a step's noise fields: field i goes to denoiser i modulo their number.
-
-    Where a step averages its fields, errors that the networks do not share are averaged too. Name the best network
-    first: it has at least as many fields as any other, and a lone volume."""
-
-    stacks = True
-
-    def __init__(self, members: Sequence[VolumeDenoiser]):
-        if any(not torch.equal(m.schedule.betas, members[0].schedule.betas) for m in members):
-            raise ValueError("the networks of an ensemble must have been trained with one noise schedule")
-        self.members, self.schedule = tuple(members), members[0].schedule
-
-    def __call__(self, x: Tensor, t: int) -> Tensor:
-        "Estimate of the clean volume, float32, from a noisy one (z, y, x), or of a stack (n, z, y, x)."
-        return self.with_variance(x, t)[0]
-
-    def with_variance(self, x: Tensor, t: int) -> tuple[Tensor, Tensor]:  # x̂0 and the variance fraction, like x
-        "Estimate of the clean volume, and the variance fraction for stochastic steps."
-        if x.ndim == 3:
-            return self.members[0].with_variance(x, t)
-        n = len(self.members)
-        found = [m.with_variance(x[i::n], t) for i, m in enumerate(self.members[: len(x)])]
-        x0, v = (torch.empty(x.shape, dtype=part.dtype, device=part.device) for part in found[0])
-        for i, part in enumerate(found):
-            x0[i::n], v[i::n] = part
-        return x0, v

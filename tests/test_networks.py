@@ -6,17 +6,10 @@ import pytest
 import torch
 
 from diffspect_nb.core import WATER_PER_CM
-from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss, linear_schedule
+from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss
 from diffspect_nb.recording import MOST_RECORDINGS, RECORDINGS, record, replayed
 from diffspect_nb.slice_network import Denoiser, SliceUNet, UNetConfig, slice_weights
-from diffspect_nb.volume_network import (
-    BoxedDenoiser,
-    EnsembleDenoiser,
-    VolumeConfig,
-    VolumeDenoiser,
-    VolumeUNet,
-    body_box,
-)
+from diffspect_nb.volume_network import VolumeConfig, VolumeDenoiser, VolumeUNet
 
 SMALL = UNetConfig(n_slices=6, widths=(16, 32), blocks=1, embedding=32, head_width=16)
 
@@ -166,40 +159,6 @@ def test_the_volume_denoiser_looks_at_each_image_and_at_the_level(volumes):
         VolumeDenoiser(volumes, (ct, early, late, late))
 
 
-def test_the_box_holds_the_body_and_some_air():
-    mu = torch.zeros(50, 70, 70)
-    assert [mu[body_box(mu)].shape] == [mu.shape]  # no map, no box
-    mu[:, 30:40, 5:60] = WATER_PER_CM
-    assert body_box(mu) == (slice(0, 50), slice(27, 43), slice(2, 66))  # 16 and 61 voxels, the latter rounded up
-    mu[:, 66:] = 0.3 * WATER_PER_CM  # lungs count
-    assert body_box(mu)[1] == slice(26, 70)
-    assert body_box(mu, margin=0, multiple=1) == (slice(0, 50), slice(30, 70), slice(0, 70))
-    assert body_box(0.05 * mu) == body_box(0 * mu)  # foam and blankets do not
-
-
-def test_at_low_noise_the_boxed_denoiser_leaves_out_the_air(volumes):
-    x, early, late = torch.rand(3, 8, 20, 24).unbind()
-    ct = torch.zeros(8, 20, 24)
-    ct[:, 9:, 4:20] = WATER_PER_CM
-    denoise, box = BoxedDenoiser(volumes, (ct, early, late)), body_box(ct)
-    assert box != body_box(0 * ct)
-    inside = torch.zeros(x.shape, dtype=torch.bool)
-    inside[box] = True
-    cut = VolumeDenoiser(volumes, tuple(image[box] for image in (ct, early, late)))
-    x0, v = denoise.with_variance(x, 100)
-    torch.testing.assert_close(x0[box], cut(x[box], 100), atol=2e-2, rtol=2e-2)
-    assert torch.equal(x0[~inside], late[~inside]) and bool((v[~inside] == 0).all())
-    torch.testing.assert_close(denoise(torch.stack([x, 2 * x]), 100)[0], x0, atol=2e-2, rtol=2e-2)
-    whole = VolumeDenoiser(volumes, (ct, early, late))
-    assert torch.equal(denoise(x, 800), whole(x, 800))  # there the network sees everything
-    assert bool((BoxedDenoiser(volumes, (ct, early))(x, 100)[~inside] == 0).all())  # no late image, no activity
-    with pytest.raises(ValueError, match="found on the CT"):
-        BoxedDenoiser(volumes, (None, early, late))
-    leaf = x.clone().requires_grad_()
-    denoise(leaf, 100).square().sum().backward()
-    assert bool((leaf.grad[~inside] == 0).all()) and float(leaf.grad[inside].abs().max()) > 0
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 def test_volume_network_in_float32_agrees_with_float64(batch):
     torch.manual_seed(3)
@@ -216,25 +175,6 @@ def test_volume_network_in_float32_agrees_with_float64(batch):
     assert len(found[0]) == len(found[1]) > 20
     for single, double in zip(*found, strict=True):
         assert float((single - double).norm() / double.norm()) < 1e-4
-
-
-def test_an_ensemble_shares_the_fields_out(volumes):
-    torch.manual_seed(2)
-    other = VolumeUNet(volumes.config).eval()
-    first, second = VolumeDenoiser(volumes), VolumeDenoiser(other)
-    both, stack = EnsembleDenoiser([first, second]), torch.rand(5, 8, 12, 12)
-    with torch.no_grad():
-        for t in (100, 800):
-            x0, v = both.with_variance(stack, t)
-            assert x0.shape == v.shape == stack.shape
-            for i in range(5):
-                torch.testing.assert_close(x0[i], (first, second)[i % 2](stack[i], t), atol=2e-2, rtol=2e-2)
-            assert torch.equal(both(stack[0], t), first(stack[0], t))
-            assert torch.equal(both(stack[:1], t), first(stack[:1], t))
-    three = EnsembleDenoiser([first, second, second])
-    torch.testing.assert_close(three(stack[:2], 300)[1], second(stack[1], 300), atol=2e-2, rtol=2e-2)
-    with pytest.raises(ValueError, match="one noise schedule"):
-        EnsembleDenoiser([first, VolumeDenoiser(other, schedule=linear_schedule())])
 
 
 def test_the_default_volume_network_fits_into_a_checkpoint():

@@ -1,6 +1,5 @@
 "The prior's wing: simulated patients, cohorts, training and resuming, checkpoints, and the shipped priors' papers."
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,19 +24,11 @@ from diffspect_nb.core import InputError
 from diffspect_nb.files import read_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.prior import (
-    DEFAULT_PRIOR,
-    Prior,
-    load_checkpoint,
-    network_config,
-    pretrained,
-    pretrained_path,
-    save_checkpoint,
-)
+from diffspect_nb.prior import DEFAULT_PRIOR, Prior, load_checkpoint, network_config, pretrained, save_checkpoint
 from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import Mismatch
 from diffspect_nb.training import TrainConfig, batch_of, learning_rate, train
-from diffspect_nb.volume_network import BoxedDenoiser, VolumeConfig, VolumeDenoiser, VolumeUNet
+from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
 
 NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
 CONFIG = TrainConfig(
@@ -251,7 +242,6 @@ def test_a_volume_checkpoint_comes_back_as_one(tmp_path):
         prior.net.head.weight.normal_()
         seen, blind = (prior.denoiser(mu, *images)(x, 500) for images in ((x, 2 * x), ()))
     assert seen.shape == x.shape and torch.isfinite(seen).all() and not torch.equal(seen, blind)
-    assert isinstance(prior.denoiser(mu), BoxedDenoiser) and type(prior.denoiser()) is VolumeDenoiser
 
 
 def test_what_is_not_a_checkpoint_is_refused(checkpoint, tmp_path):
@@ -310,22 +300,6 @@ def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
         provenance = pretrained(file.stem).provenance
         assert provenance["config"]["n_studies"] >= 150 and provenance["config"]["label"] in ("mlem50", "truth")
         assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])
-
-
-def test_priors_joined_by_a_plus_are_an_ensemble(tmp_path):
-    both, (first, second) = pretrained("diffspect+light"), (pretrained(name) for name in ("diffspect", "light"))
-    assert both.provenance["config"] == first.provenance["config"] and both.provenance["others"] == [second.provenance]
-    fields = torch.rand(2, 8, 12, 12)
-    with torch.no_grad():
-        found = both.denoiser()(fields, 300)
-        for image, field, member in zip(found, fields, (first, second), strict=True):
-            torch.testing.assert_close(image, member.denoiser()(field, 300), atol=2e-2, rtol=2e-2)
-    with pytest.raises(InputError, match="volume networks of one intensity scale"):
-        pretrained("diffspect+mlem50")
-    with pytest.raises(InputError, match="no shipped checkpoint is called 'heavy'"):
-        pretrained("diffspect+heavy")
-    shutil.copyfile(pretrained_path("light"), tmp_path / "a+b.safetensors")
-    assert type(pretrained(str(tmp_path / "a+b.safetensors"))) is Prior  # a file's name may hold a plus
 
 
 @pytest.mark.parametrize("prior", [("diffspect", "train", "defects", "hearts"), ("light", "light")])
