@@ -53,14 +53,90 @@ def kernel_pid() -> int:
     return max(found)
 
 
+class Driver:
+    "A hand on the dashboard's anchor slider, and a clock."
+
+    def __init__(self, page):
+        self.page = page
+        self.state = page.locator(".dsd-state")
+        self.done = page.locator(".dsd-state", has_text="done in")
+        self.done.wait_for(timeout=180_000)
+        knob = ".widget-vbox:has(> .widget-html .dsd-row b:text-is('anchor')) .noUi-handle"
+        self.knob = page.locator(knob).first
+        page.evaluate(WATCH)
+
+    def drag(self, pixels: float) -> None:
+        box = self.knob.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + pixels, y, steps=3)
+        self.page.mouse.up()
+
+    def press(self, name: str) -> None:
+        self.page.locator(".dsd").get_by_role("button", name=name, exact=True).click()
+
+    def finished(self) -> float:
+        "Seconds that the run took by its own clock."
+        self.page.locator(".dsd-state", has_text=re.compile("^step|done")).wait_for(timeout=60_000)
+        self.page.wait_for_timeout(300)
+        self.done.wait_for(timeout=60_000)
+        return float(re.search(r"done in ([\d.]+)", self.state.inner_text())[1])
+
+
+def pictures(hand: Driver, moves: int) -> dict:
+    "From releasing the slider to the first new picture, and from the end of the walk to the last."
+    first, extra, page = [], [], hand.page
+    for n in range(moves):
+        hand.drag(40 if n % 2 == 0 else -40)
+        page.wait_for_function("window.drawn.length > 0 && window.drawn[0] > window.released", timeout=60_000)
+        first.append(page.evaluate("(window.drawn[0] - window.released) / 1000"))
+        walk = hand.finished()
+        page.wait_for_timeout(300)
+        extra.append(page.evaluate("(window.drawn.at(-1) - window.released) / 1000") - walk)
+    slowest, last = max(first), statistics.median(extra)
+    return {
+        "first_picture_s": statistics.median(first),
+        "first_picture_slowest_s": slowest,
+        "final_picture_beyond_sampler_s": last,
+    }
+
+
+def cancels(hand: Driver, times: int = 5) -> dict:
+    "How long cancelling takes at worst."
+    seconds = []
+    for _ in range(times):
+        hand.drag(40)
+        hand.page.locator(".dsd-state", has_text=re.compile("^step [2-9] of")).wait_for(timeout=60_000)
+        started = time.perf_counter()
+        hand.press("Cancel")
+        hand.page.locator(".dsd-state", has_text="cancelled").wait_for(timeout=60_000)
+        seconds.append(time.perf_counter() - started)
+        hand.drag(-40)
+        hand.finished()
+    return {"cancel_s": max(seconds)}
+
+
+def memory(hand: Driver, runs: int) -> dict:
+    "Resident memory of the kernel before, when the history is full (twelve results), and after so many runs."
+    pid, used = kernel_pid(), []
+    for _ in range(runs):
+        used.append(memory_mb(pid))
+        hand.press("Run")
+        hand.finished()
+    used.append(memory_mb(pid))
+    settled = used[min(13, len(used) - 1)]
+    return {"memory_mb": [round(m) for m in (used[0], settled, used[-1])], "memory_growth": used[-1] / used[0] - 1}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=20, help="slider moves to time")
     parser.add_argument("--runs", type=int, default=50, help="runs over which memory is watched")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, headless() as browser:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as name, headless() as browser:
+        folder = Path(name)
         (folder / "data_samples").symlink_to(ROOT / "data_samples")
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
         nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -68,58 +144,8 @@ def main() -> None:
         with jupyter_lab(folder) as address:
             page = browser.new_page(viewport={"width": 1280, "height": 1500})
             open_and_run(page, address, "dashboard.ipynb")
-            done = page.locator(".dsd-state", has_text="done in")
-            done.wait_for(timeout=180_000)
-            knob = page.locator(".widget-vbox:has(> .widget-html .dsd-row b:text-is('anchor')) .noUi-handle").first
-            page.evaluate(WATCH)
-
-            def drag(pixels: float) -> None:
-                box = knob.bounding_box()
-                x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-                page.mouse.move(x, y)
-                page.mouse.down()
-                page.mouse.move(x + pixels, y, steps=3)
-                page.mouse.up()
-
-            def finished() -> float:
-                page.locator(".dsd-state", has_text=re.compile("^step|done")).wait_for(timeout=60_000)
-                page.wait_for_timeout(300)
-                done.wait_for(timeout=60_000)
-                return float(re.search(r"done in ([\d.]+)", page.locator(".dsd-state").inner_text())[1])
-
-            first, extra = [], []
-            for n in range(args.moves):
-                drag(40 if n % 2 == 0 else -40)
-                page.wait_for_function("window.drawn.length > 0 && window.drawn[0] > window.released", timeout=60_000)
-                first.append(page.evaluate("(window.drawn[0] - window.released) / 1000"))
-                sampler = finished()
-                page.wait_for_timeout(300)
-                extra.append(page.evaluate("(window.drawn.at(-1) - window.released) / 1000") - sampler)
-            cancels = []
-            for _ in range(5):
-                drag(40)
-                page.locator(".dsd-state", has_text=re.compile("^step [2-9] of")).wait_for(timeout=60_000)
-                started = time.perf_counter()
-                page.locator(".dsd").get_by_role("button", name="Cancel", exact=True).click()
-                page.locator(".dsd-state", has_text="cancelled").wait_for(timeout=60_000)
-                cancels.append(time.perf_counter() - started)
-                drag(-40)
-                finished()
-            pid, memory = kernel_pid(), []
-            for n in range(args.runs):
-                memory.append(memory_mb(pid))
-                page.locator(".dsd").get_by_role("button", name="Run", exact=True).click()
-                finished()
-            memory.append(memory_mb(pid))
-    settled = memory[min(13, len(memory) - 1)]  # the history is full after twelve results
-    found = {
-        "first_picture_s": statistics.median(first),
-        "first_picture_slowest_s": max(first),
-        "final_picture_beyond_sampler_s": statistics.median(extra),
-        "cancel_s": max(cancels),
-        "memory_mb": [round(m) for m in (memory[0], settled, memory[-1])],
-        "memory_growth": memory[-1] / memory[0] - 1,
-    }
+            hand = Driver(page)
+            found = pictures(hand, args.moves) | cancels(hand) | memory(hand, args.runs)
     print(json.dumps(found, indent=2))
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

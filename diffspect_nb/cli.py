@@ -86,7 +86,7 @@ def run_dashboard(args: argparse.Namespace) -> None:
         server.terminate()
         server.wait()
 
-
+# %% ../nbs/68_cli.ipynb #032bb677
 def _app_environment(study: str | None) -> dict[str, str]:
     "What the notebook is told. A damaged study ends here, with its reason."
     templates = str(Path(diffspect_nb.__file__).parent / "static" / "jupyter")
@@ -109,7 +109,7 @@ def _free_port() -> int:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
-
+# %% ../nbs/68_cli.ipynb #15cce2ce
 def _answers(port: int, server: subprocess.Popen, timeout_s: float = 30) -> bool:
     "Whether the server takes connections before it ends or time is up."
     deadline = time.monotonic() + timeout_s
@@ -140,7 +140,7 @@ def weight_help(kind: type[Weights], name: str) -> str:
     unit = f" [{setting.unit}]" if setting.unit else ""
     return f"{setting.symbol}: {setting.meaning}{unit} ({allowed}; default {default})".replace("%", "%%")
 
-
+# %% ../nbs/68_cli.ipynb #7e26007b
 def add_weights(sub: argparse.ArgumentParser) -> Iterator[tuple[str, argparse._ArgumentGroup]]:
     "One option per weight of a walk; yields each group with its methods' names, for what else belongs to them."
     owners: dict[str, tuple[str, ...]] = {}
@@ -175,6 +175,7 @@ def add_point(sub: argparse.ArgumentParser, option: str, text: str, default: obj
 
 
 def add_demo(commands: Commands) -> None:
+    "`diffspect demo`."
     text = "Reconstruct the shipped sample at 5 %% of its counts and compare with classical images."
     sub = add_command(commands, "demo", run_demo, text)
     sub.add_argument("--out", default="out/demo", help="folder for images, picture and metrics")
@@ -182,6 +183,7 @@ def add_demo(commands: Commands) -> None:
 
 # %% ../nbs/68_cli.ipynb #3505f849
 def add_reconstruct(commands: Commands) -> None:
+    "`diffspect reconstruct`."
     sub = add_command(commands, "reconstruct", run_reconstruct, "Reconstruct a study folder.")
     sub.add_argument("study", nargs="?", help="study folder")
     text = "repeat an earlier reconstruction: its study, options and weights"
@@ -209,6 +211,7 @@ CT_HELP = "one CT series (folder or tar archive of DICOM slices) that becomes th
 
 
 def add_simulate(commands: Commands) -> None:
+    "`diffspect simulate`."
     text = "Simulate a full-dose study of a random phantom, or of a real image taken as activity."
     sub = add_command(commands, "simulate", run_simulate, text)
     sub.add_argument("--seed", type=int, default=0, help="patient number")
@@ -221,8 +224,9 @@ def add_simulate(commands: Commands) -> None:
     add_point(sub, "--ct-center", "point of the CT (LPS, mm) at the centre of the field of view")
     sub.add_argument("--no-reference", action="store_true", help="skip the full-dose MLEM-50 image")
 
-
+# %% ../nbs/68_cli.ipynb #8e2384e6
 def add_import(commands: Commands) -> None:
+    "`diffspect import`."
     text = "Turn measured projections into a study folder: an NM TOMO DICOM file, or STIR's pinhole files."
     sub = add_command(commands, "import", run_import, text)
     text = "DICOM file of a rotating camera, or a folder with input.hs, collimator.txt and detector.txt"
@@ -242,6 +246,7 @@ def add_import(commands: Commands) -> None:
 
 
 def add_fetch(commands: Commands) -> None:
+    "`diffspect fetch`."
     text = "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; uses the network."
     sub = add_command(commands, "fetch", run_fetch, text)
     sub.add_argument("folder", help="where it shall lie")
@@ -249,6 +254,7 @@ def add_fetch(commands: Commands) -> None:
 
 # %% ../nbs/68_cli.ipynb #ff07f748
 def add_read(commands: Commands) -> None:
+    "`diffspect read`."
     text = "Read a heart: axes, polar map with 17 segments, defects against simulated normals; stress beside rest."
     sub = add_command(commands, "read", run_read, text)
     text = "reconstructed image (NIfTI or NM DICOM); the stress image if a rest image is given"
@@ -262,8 +268,9 @@ def add_read(commands: Commands) -> None:
     sub.add_argument("--elevation", type=float, help="apex downwards, degrees, likewise")
     sub.add_argument("--normals", choices=("f", "m"), default="m", help="normal hearts of women or men")
 
-
+# %% ../nbs/68_cli.ipynb #0fbfd252
 def add_probe(commands: Commands) -> None:
+    "`diffspect probe`."
     text = "Ask the counts about one region of a reconstruction: as shown, or at the level of its surroundings?"
     sub = add_command(commands, "probe", run_probe, text)
     sub.add_argument("result", help="folder that `diffspect reconstruct` wrote")
@@ -276,6 +283,7 @@ def add_probe(commands: Commands) -> None:
 
 
 def add_evaluate(commands: Commands) -> None:
+    "`diffspect evaluate`."
     text = "PSNR, NRMSE and SSIM of an image against a reference (NIfTI)."
     sub = add_command(commands, "evaluate", run_evaluate, text)
     sub.add_argument("image", help="NIfTI file")
@@ -284,6 +292,7 @@ def add_evaluate(commands: Commands) -> None:
 
 # %% ../nbs/68_cli.ipynb #433ec1f6
 def add_train(commands: Commands) -> None:
+    "`diffspect train`."
     text = "Train a prior from a JSON configuration; resumes from the state in --out."
     sub = add_command(commands, "train", run_train, text)
     sub.add_argument("config", help="JSON file with fields of TrainConfig")
@@ -293,6 +302,7 @@ def add_train(commands: Commands) -> None:
 
 
 def add_benchmark(commands: Commands) -> None:
+    "`diffspect benchmark`."
     text = "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable."
     sub = add_command(commands, "benchmark", run_benchmark_command, text)
     sub.add_argument("--out", default="out/benchmark", help="folder for rows, tables and figures")
@@ -313,6 +323,7 @@ def add_benchmark(commands: Commands) -> None:
 
 
 def add_dashboard(commands: Commands) -> None:
+    "`diffspect dashboard`."
     text = "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only)."
     sub = add_command(commands, "dashboard", run_dashboard, text)
     sub.add_argument("study", nargs="?", help="study folder; default: the shipped sample")
@@ -321,6 +332,7 @@ def add_dashboard(commands: Commands) -> None:
 
 
 def add_scanner_and_info(commands: Commands) -> None:
+    "`diffspect scanner` and `diffspect info`."
     sub = add_command(commands, "scanner", run_scanner, "Print a scanner as JSON.")
     sub.add_argument("name", help=", ".join(SCANNERS))
     add_command(commands, "info", run_info, "Versions, device, threads, cache and checkpoint hashes.")

@@ -99,7 +99,7 @@ def run_import(args: argparse.Namespace) -> None:
     views = f"{len(study.views or ())} views of {rows} × {columns} pixels"
     print(f"{study.counts:,.0f} counts in {views}; wrote the study folder {out}")
 
-
+# %% ../nbs/67_cli_data.ipynb #0991287d
 def _draw_registration(out: Path, study: Study) -> None:
     "registration.png: the CT under three passes of OSEM."
     from diffspect_nb.ct import plot_registration
@@ -160,7 +160,7 @@ def commit() -> str | None:
         return None
     return head + "+" * bool(changed)
 
-
+# %% ../nbs/67_cli_data.ipynb #c07ef9bf
 def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     """Up to five real scans of the PhysioNet 530c set taken as activity, behind acquisitions of their own.
 
@@ -203,7 +203,7 @@ def benchmark_methods(args: argparse.Namespace) -> dict[str, Method]:
 
     return {name: guided(paper, without(changes)) for name, changes in ABLATION.items()}
 
-
+# %% ../nbs/67_cli_data.ipynb #a5ad9811
 def benchmark_settings(args: argparse.Namespace) -> list[str]:
     "Those asked for, else all, three (--quick) or two (--ablation). Raises `InputError` on one that there is not."
     from diffspect_nb.benchmark import COUNTS, VIEWS
@@ -215,7 +215,7 @@ def benchmark_settings(args: argparse.Namespace) -> list[str]:
         return args.settings or ["counts 0.05", "views 9"]
     return args.settings or (["counts 0.05", "counts 1.0", "views 9"] if args.quick else every)
 
-
+# %% ../nbs/67_cli_data.ipynb #74f7d4bc
 def benchmark_studies(args: argparse.Namespace) -> dict[str, Callable[[], Study]]:
     "Patients by name, and how to make each. Raises `InputError` if there are none."
     from diffspect_nb.cohort import held_out_study
@@ -274,7 +274,7 @@ def _write_tables(out: Path, rows: list[dict], settings: Sequence[str], prior: s
             gain = f"{d['difference']:+.2f} dB ({d['low']:+.2f} … {d['high']:+.2f})"
             print(f"  {d['setting']:12s} {gain}, worse in {d['studies_worse']} of {d['studies']}")
 
-
+# %% ../nbs/67_cli_data.ipynb #113393d0
 def _draw_strips(
     out: Path,
     studies: dict[str, Callable[[], Study]],

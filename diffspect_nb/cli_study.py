@@ -80,7 +80,7 @@ def own_options(method: str) -> list[str]:
     weights = [name for name in settings_of(WALKS[method]) if name != "seed"]
     return [*weights, "prior", *(["samples"] if method == "anchored" else [])]
 
-
+# %% ../nbs/66_cli_study.ipynb #66666021
 def check_options(args: argparse.Namespace) -> None:
     "Raise `InputError` on an option that belongs to another method, naming both methods and what this one has."
     own = own_options(args.method)
@@ -120,7 +120,7 @@ def earlier_study(path: str | Path, earlier: dict, folder: str | None = None) ->
         raise InputError(f"{folder}: not the study that {path} was made from, its files have other contents")
     return Study.load(folder)
 
-
+# %% ../nbs/66_cli_study.ipynb #4727916f
 def repeat(args: argparse.Namespace) -> Weights | None:
     """Fill `args` with what made the result at --from, and return the weights of its walk, if it was one.
 
@@ -139,7 +139,7 @@ def repeat(args: argparse.Namespace) -> Weights | None:
     _say_versions(earlier.get("versions") or {})
     return _earlier_weights(path, earlier, args.prior) if args.method in WALKS else None
 
-
+# %% ../nbs/66_cli_study.ipynb #e1ff95d5
 def _earlier_weights(path: str | Path, earlier: dict, prior: str | None) -> Weights:
     "The weights of a walk whose checkpoint is still the same."
     try:
@@ -168,7 +168,7 @@ class Done:
     beside: dict[str, Tensor] = field(default_factory=dict)  # further images, likewise
     maps: dict[str, ScaledMap] = field(default_factory=dict)
 
-
+# %% ../nbs/66_cli_study.ipynb #61fdfd8c
 def walked(args: argparse.Namespace, study: Study, weights: Weights | None = None) -> Done:
     "A guided walk, with its uncertainty where --samples asks for it. `weights` are those of an earlier result."
     name, spread = args.prior or WALKS[args.method].prior, None
@@ -192,7 +192,7 @@ def _with_spread(done: Done, spread: Spread) -> Done:
     half = {"uncertainty": spread.map(float(np.percentile(done.image, 99.9)))}
     return replace(done, details=done.details | {"uncertainty": about}, beside={"mean": spread.mean}, maps=half)
 
-
+# %% ../nbs/66_cli_study.ipynb #8f7dffbb
 def _check_prior(name: str, prior: Prior, study: Study) -> None:
     "Raise `InputError` where a slice network takes another number of slices; a note on voxels of another size."
     slices, own = study.grid.shape[0], study.grid.voxel_mm
@@ -203,7 +203,7 @@ def _check_prior(name: str, prior: Prior, study: Study) -> None:
         text = f"the prior {name!r} was trained on voxels of {trained:g} mm, this study has {own:g} mm"
         print(f"note: {text}", file=sys.stderr)
 
-
+# %% ../nbs/66_cli_study.ipynb #f1bc51f0
 def iterated(args: argparse.Namespace, study: Study) -> Done:
     "MLEM or OSEM."
     passes = CLASSICAL[args.method] if args.iterations is None else args.iterations
@@ -234,7 +234,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     done = walked(args, study, weights) if args.method in WALKS else iterated(args, study)
     _write_reconstruction(out, args, study, done, made_from, time.perf_counter() - started)
 
-
+# %% ../nbs/66_cli_study.ipynb #973682a8
 def _made_from(args: argparse.Namespace) -> dict:
     "What `repeat` needs, for result.json."
     options = {name: getattr(args, name) for name in KEPT}
@@ -244,7 +244,7 @@ def _made_from(args: argparse.Namespace) -> dict:
         options["iterations"] = None  # among the weights
     return made
 
-
+# %% ../nbs/66_cli_study.ipynb #1d742cc5
 def _write_reconstruction(
     out: Path, args: argparse.Namespace, study: Study, done: Done, made_from: dict, seconds: float
 ) -> None:
@@ -297,7 +297,7 @@ def _acquired_for(path: Path) -> Study:
     options = earlier["input"]["options"]
     return reduced_study(earlier_study(path, earlier), options["counts"], options["views"], options["seed"])
 
-
+# %% ../nbs/66_cli_study.ipynb #1e96ab72
 def _write_probe(out: Path, result: Path, found: Probe, images: Sequence[Tensor], grid: ImageGrid) -> None:
     "Pictures and probe.json of three images (z, y, x): as shown, replaced, the region. The verdict is printed."
     from diffspect_nb.probe import plot_probe
@@ -376,7 +376,7 @@ class _Heart:
         size = {"radius_mm": v.radius_mm, "match": v.match}
         return axis | size | {"extent_percent": d.extent_percent, "severity_sd": d.severity_sd}
 
-
+# %% ../nbs/66_cli_study.ipynb #221745a3
 def _images_of(args: argparse.Namespace) -> tuple[dict[str, Tensor], ImageGrid]:
     "Stress and rest, or the one image, and the grid that they share; raises `InputError` if they do not."
     from diffspect_nb.dicom import read_activity
@@ -390,7 +390,7 @@ def _images_of(args: argparse.Namespace) -> tuple[dict[str, Tensor], ImageGrid]:
         raise InputError(f"{args.rest}: stress and rest must share one grid, got {both}")
     return {"stress": first, "rest": second}, grid
 
-
+# %% ../nbs/66_cli_study.ipynb #600bf164
 def _read(
     args: argparse.Namespace, name: str, image: Tensor, grid: ImageGrid, normal: NormalHearts, mask: Tensor | None
 ) -> _Heart:
@@ -420,7 +420,7 @@ def run_read(args: argparse.Namespace) -> None:
     _say_reading(hearts, normal)
     print(f"wrote views.png, polar.png, segments.csv and reading.json to {out}")
 
-
+# %% ../nbs/66_cli_study.ipynb #225916d7
 def _write_reading(out: Path, hearts: dict[str, _Heart], grid: ImageGrid, normal: NormalHearts) -> None:
     from diffspect_nb.polar import segment_table, show_views
     from diffspect_nb.reading import show_reading
@@ -435,7 +435,7 @@ def _write_reading(out: Path, hearts: dict[str, _Heart], grid: ImageGrid, normal
         write_csv(tmp / "segments.csv", rows)
         write_json(tmp / "reading.json", about | {"images": {name: heart.to_json() for name, heart in hearts.items()}})
 
-
+# %% ../nbs/66_cli_study.ipynb #bdbc76e1
 def _say_reading(hearts: dict[str, _Heart], normal: NormalHearts) -> None:
     from diffspect_nb.reading import THRESHOLD_SD, reversibility
 

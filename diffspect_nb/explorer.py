@@ -50,7 +50,7 @@ def planes_of(image: Tensor, center: Sequence[int], side: int) -> np.ndarray:  #
     box = a[k : k + 2 * half, j : j + 2 * half, i : i + 2 * half]
     return np.stack([box[half], box[::-1, half], box[::-1, :, half]])
 
-
+# %% ../nbs/64_explorer.ipynb #71942682
 def sheet(tiles: Sequence[np.ndarray]) -> str:  # base64 of a PNG
     "Tiles of three planes, (3, side, side) levels each, as one picture, `TILES_PER_ROW` side by side."
     side = tiles[0].shape[-1]
@@ -126,7 +126,7 @@ def explore(
     acquired: dict[tuple, tuple[Study, Weights, Beginning]] = {}
     total = int(np.prod([len(values) for values in knobs.values()]))
     for n, combination in enumerate(itertools.product(*knobs.values()), 1):
-        chosen = dict(zip(knobs, combination, strict=True))
+        chosen: dict[str, Any] = dict(zip(knobs, combination, strict=True))
         data = {k: chosen.pop(k) for k in ACQUISITION if k in chosen}
         key = tuple(data.values())
         if key not in acquired:

@@ -85,7 +85,7 @@ def geometry_dashboard(scanner: Scanner | None = None, voxel_mm: float = 8.0) ->
     ]
     return Dashboard(controls, steps, viewer, "now", layout)
 
-
+# %% ../nbs/65_lessons.ipynb #b24749ad
 def _seen_of_a_point(system: SystemMatrix, voxel: tuple[int, ...], pixel_mm: float) -> str:
     "What the middle view and all views see of a point, in words."
     point = torch.zeros(system.image_shape)

@@ -86,7 +86,7 @@ class Wish:
             f"image = reconstruct(study, weights, prior=pretrained({self.prior!r})).image"
         )
 
-
+# %% ../nbs/62_panels.ipynb #41ecb82e
 @dataclass(frozen=True)
 class Run:
     "A finished reconstruction in the dashboard's history."
@@ -143,7 +143,7 @@ class SourcePanel(w.VBox):
         self._simulated_box.layout.display = "" if kind == "simulated" else "none"
         self.load_button.description = "Simulate" if kind == "simulated" else "Load"
 
-
+# %% ../nbs/62_panels.ipynb #c3b29d00
 def _patient_controls() -> dict[str, w.Widget]:
     "The arguments of `simulated_patient`, in their order."
     sexes, places = [("female", "f"), ("male", "m")], list(TERRITORIES)
@@ -265,7 +265,7 @@ ACTIONS = {
     "Export": "write the first chosen result as NIfTI, picture and result.json",
 }
 
-
+# %% ../nbs/62_panels.ipynb #61246e9d
 class ResultsPanel(w.VBox):
     "The runs that are kept, their scores and code, and what can be done with them."
 
@@ -308,7 +308,7 @@ class ResultsPanel(w.VBox):
     def _show_code(self) -> None:
         self.code.value = self.called(self.first.value).wish.code() if self.first.value else ""
 
-
+# %% ../nbs/62_panels.ipynb #ca581d74
 def score_html(rows: Sequence[dict]) -> str:
     "Scores as a table."
     if not rows:

@@ -29,8 +29,8 @@ from .study import Study
 from .system import Measurement, poisson_deviance
 
 # %% auto #0
-__all__ = ['T', 'MeasurementSupport', 'measurement_support', 'Reconstruction', 'Beginning', 'beginning_steps',
-           'reconstruction_steps', 'outcome', 'reconstruct', 'versions', 'views_figure', 'write_result']
+__all__ = ['T', 'MeasurementSupport', 'measurement_support', 'Reconstruction', 'Beginning', 'versions', 'beginning_steps',
+           'reconstruction_steps', 'outcome', 'reconstruct', 'views_figure', 'write_result']
 
 # %% ../nbs/21_reconstruction.ipynb #e618c940
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ class Beginning:
     late: Tensor  # x_in, likewise
 
 # %% ../nbs/21_reconstruction.ipynb #ea3aba6b
+def versions() -> dict:
+    "Versions of what computed a result."
+    known = {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
+    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | known
+
+
 def _passes(study: Study, weights: Weights) -> tuple[int, int]:
     "Passes over the data behind x_in, and ordered subsets in each."
     subsets = min(weights.input_subsets, len(study.views))
@@ -115,22 +121,23 @@ def reconstruction_steps(
     The generator's return value is the `Reconstruction`. Raises `InputError` where the counts give no scale."""
     started, dose = time.perf_counter(), study.count_fraction
     weights = weights or AnchoredWeights.for_study(study)
-    if denoise is None:
-        prior = prior or pretrained(weights.prior)
-        measurement = (measurement or study.measurement()).to(prior.device)
+    own = None if denoise else prior or pretrained(weights.prior)
+    if own:
+        measurement = (measurement or study.measurement()).to(own.device)
     passes = 0 if beginning else _passes(study, weights)[0]
     beginning = beginning or (yield from beginning_steps(study, weights, measurement))
     scale = intensity_scale(beginning.early / dose, study.grid, len(study.views))
     history: dict[str, Any] = {"denoiser": "given by the caller"}
-    if denoise is None:
-        scale *= prior.unit
-        seen = (image * (scale / dose) for image in (beginning.early, beginning.late))
-        denoise, history = prior.denoiser(study.mu, *seen), prior.provenance
+    if own:
+        scale, history = scale * own.unit, own.provenance
+        early, late = (image * (scale / dose) for image in (beginning.early, beginning.late))
+        denoise = own.denoiser(study.mu, early, late)
+    assert denoise is not None  # the caller's or the prior's
     for step in _walk(weights, denoise, beginning, scale / dose):
         yield Step(passes + step.index, passes + step.total, step.image / dose, step.scalars)
     support = measurement_support(beginning.measurement, step.image)
-    own = {"versions": versions(), "seconds": time.perf_counter() - started, "prior": history}
-    return Reconstruction(step.image / dose, beginning.late / dose, scale, weights, support, own)
+    told = {"versions": versions(), "seconds": time.perf_counter() - started, "prior": history}
+    return Reconstruction(step.image / dose, beginning.late / dose, scale, weights, support, told)
 
 
 def _walk(weights: Weights, denoise: Denoise, beginning: Beginning, scale: float) -> Generator[Step, None, None]:
@@ -166,12 +173,6 @@ def reconstruct(
     return outcome(reconstruction_steps(study, weights, prior, denoise, **options))
 
 # %% ../nbs/21_reconstruction.ipynb #c834a946
-def versions() -> dict:
-    "Versions of what computed a result."
-    known = {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
-    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | known
-
-
 def views_figure(
     study: Study,
     images: dict[str, Tensor],  # name → (z, y, x), full-dose photons; the first sets the scale

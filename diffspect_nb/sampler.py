@@ -68,7 +68,11 @@ class Weights:
     method: ClassVar[str]  # name in files and on the command line
     prior: ClassVar[str]  # shipped prior that fits the walk
     input_subsets: ClassVar[int]  # ordered subsets behind x_in; 1 is MLEM
-    last_level: ClassVar[int] = 0
+
+    if TYPE_CHECKING:  # of either method
+        steps: int = 0
+        iterations: int = 0
+        seed: int = 0
 
     def __post_init__(self):
         for name, setting in settings_of(type(self)).items():

@@ -9,14 +9,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import diffspect_nb
 import nibabel
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from torch import Tensor
 
+import diffspect_nb
 from .core import ImageGrid, InputError
 from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
 from .footprint import attenuation_factors, check_mu
@@ -38,7 +39,7 @@ class Study:
     grid: ImageGrid
     mu: Tensor | None = None  # attenuation map, (z, y, x), cm⁻¹
     count_fraction: float = 1.0  # dose: share of the full-dose events that were kept, 0 … 1
-    views: tuple[int, ...] | None = None  # which of the scanner's modules; default: all
+    views: tuple[int, ...] = None  # type: ignore[assignment]  # which of the scanner's modules; None: all
     truth: Tensor | None = None  # true activity, (z, y, x), photons at full dose
     reference: Tensor | None = None  # full-dose MLEM-50 image, (z, y, x), photons
     heart: Tensor | None = None  # region in which the heart is scored, (z, y, x), bool
@@ -67,13 +68,13 @@ class Study:
         object.__setattr__(self, name, value)
 
     def _check_views(self) -> None:
-        n, views = self.scanner.n_views, list(self.views or ())
+        n, views = self.scanner.n_views, list(self.views)
         if not views or len(set(views)) != len(views) or not all(0 <= v < n for v in views):
             raise InputError(f"views must be distinct indices of the scanner's {n} modules, got {views}")
 
     def _checked_projections(self) -> Tensor:
         y = torch.as_tensor(self.projections, dtype=torch.float32)
-        expected = (len(self.views or ()), *self.scanner.pixels)
+        expected = (len(self.views), *self.scanner.pixels)
         if tuple(y.shape) != expected:
             wanted = f"(view, row, column) = {expected} for scanner {self.scanner.name!r}"
             raise InputError(f"projections must have shape {wanted}, got {tuple(y.shape)}")
@@ -150,8 +151,8 @@ def simulate(
 ) -> Study:
     "A full-dose acquisition of the phantom with Poisson noise; its truth is the activity in photons."
     heart = heart_mask(phantom)
-    known = {"mu": phantom.mu, "heart": heart if heart.any() else None, "meta": {"phantom": phantom.meta}}
-    return simulate_activity(phantom.activity, phantom.grid, scanner, counts, rng, **known)
+    where, meta = heart if heart.any() else None, {"phantom": phantom.meta}
+    return simulate_activity(phantom.activity, phantom.grid, scanner, counts, rng, phantom.mu, where, meta)
 
 # %% ../nbs/07_study.ipynb #e3c85df3
 def simulate_activity(
@@ -194,15 +195,17 @@ class Mismatch:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Mismatch:
         "Holes within 10 %, voxels displaced by up to half a voxel, CT by up to 8 mm, scatter up to 20 %."
-        offset = tuple(float(v) for v in rng.uniform(-2, 2, 3))
+        x, y, z = (float(v) for v in rng.uniform(-2, 2, 3))
         way = rng.standard_normal(3)
-        shift = tuple(float(v) for v in way / np.linalg.norm(way) * rng.uniform(0, 8))
-        return cls(float(rng.uniform(0.9, 1.1)), offset, shift, float(rng.uniform(0, 0.2)), float(rng.uniform(4, 9)))
+        u, v, w = (float(v) for v in way / np.linalg.norm(way) * rng.uniform(0, 8))
+        aperture, scatter, pixels = (float(rng.uniform(*ends)) for ends in ((0.9, 1.1), (0, 0.2), (4, 9)))
+        return cls(aperture, (x, y, z), (u, v, w), scatter, pixels)
 
     def true_system(self, scanner: Scanner, grid: ImageGrid, cache: bool = True) -> tuple[SystemMatrix, ImageGrid]:
         "Matrix without attenuation and grid of what really happens: other holes, a displaced grid 20 mm or more wider."
         margin = 2 * int(np.ceil(20 / grid.voxel_mm))
-        around = ImageGrid(tuple(n + margin for n in grid.shape), grid.voxel_mm, self.offset_mm)
+        z, y, x = (n + margin for n in grid.shape)
+        around = ImageGrid((z, y, x), grid.voxel_mm, self.offset_mm)
         return SystemMatrix.build(self.true_scanner(scanner), around, cache=cache), around
 
     def true_scanner(self, scanner: Scanner) -> Scanner:
@@ -236,8 +239,8 @@ def simulate_mismatched(
     heart = heart_mask(nominal) if "heart" in nominal.meta else torch.zeros(grid.shape, dtype=torch.bool)
     meta = {"full_dose_counts": float(measured.sum()), "expected_counts": float(counts), "mismatch": asdict(mismatch)}
     meta |= {"phantom": nominal.meta, "defects": list(nominal.defects)}
-    known = {"truth": nominal.activity * photons, "heart": heart if heart.any() else None, "meta": meta}
-    return Study(torch.from_numpy(measured), scanner, grid, torch.from_numpy(ct.clip(0)), **known)
+    mu, where, truth = torch.from_numpy(ct.clip(0)), heart if heart.any() else None, nominal.activity * photons
+    return Study(torch.from_numpy(measured), scanner, grid, mu, truth=truth, heart=where, meta=meta)
 
 
 def _really_expected(real: Phantom, bare: SystemMatrix, scanner: Scanner, around: ImageGrid) -> np.ndarray:
@@ -354,7 +357,9 @@ def _load(folder: Path) -> Study:
     files = {name: folder / f"{name}.nii.gz" for name in (*OPTIONAL, "background")}
     images = {name: file for name, file in files.items() if file.exists()}
     counts = _load_views(folder / "projections.nii.gz")
-    known = {n: _load_views(f) if n == "background" else load_image(f, head["grid"]) for n, f in images.items()}
+    known: dict[str, Any] = {}
+    for name, file in images.items():
+        known[name] = _load_views(file) if name == "background" else load_image(file, head["grid"])
     if "mu" in known:
         check_mu(known["mu"], head["grid"].shape, str(images["mu"]))
     try:

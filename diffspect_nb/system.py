@@ -37,22 +37,19 @@ __all__ = ['SPARE', 'SystemMatrix', 'adjoint_gap', 'cache_path', 'poisson_log_li
 SPARE = 16
 
 
-def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     "A torch CSR matrix with `SPARE` room behind the column indices, and without torch's notice that these are young."
     if col.untyped_storage().nbytes() < (col.storage_offset() + len(col) + SPARE) * col.itemsize:
         col = torch.cat([col, col.new_zeros(SPARE)])[: len(col)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
-        return torch.sparse_csr_tensor(crow, col, values, size=shape, check_invariants=False)
+        return torch.sparse_csr_tensor(crow, col, values, size=tuple(shape), check_invariants=False)
 
 
 def _csr(matrix: scipy.sparse.csr_matrix) -> Tensor:
     "A SciPy CSR matrix as a torch one that shares its memory."
-    parts = (
-        torch.from_numpy(a)
-        for a in (matrix.indptr.astype(np.int32, copy=False), matrix.indices.astype(np.int32, copy=False), matrix.data)
-    )
-    return _sparse(*parts, matrix.shape)
+    crow, col = (torch.from_numpy(a.astype(np.int32, copy=False)) for a in (matrix.indptr, matrix.indices))
+    return _sparse(crow, col, torch.from_numpy(matrix.data), matrix.shape)
 
 # %% ../nbs/06_system.ipynb #14a73782
 def _moved(blocks: tuple[Tensor, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -277,7 +274,7 @@ def _save_blocks(path: Path, blocks: Sequence[scipy.sparse.csr_matrix]) -> None:
         }
         for name, array in parts.items():
             tensors[f"{v}.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
-            sums[f"{v}.{name}"] = str(zlib.crc32(np.ascontiguousarray(array)))
+            sums[f"{v}.{name}"] = str(zlib.crc32(np.ascontiguousarray(array).data))
     with atomic_path(path) as tmp:
         save_file(tensors, tmp, metadata=sums | {"views": str(len(blocks)), "pixels": str(blocks[0].shape[1])})
 
@@ -291,7 +288,7 @@ def _load_blocks(path: Path) -> list[scipy.sparse.csr_matrix]:
             def block(v: int) -> scipy.sparse.csr_matrix:
                 parts = {name: file.get_tensor(f"{v}.{name}") for name in ("entries", "pixel", "value")}
                 for name, array in parts.items():
-                    if str(zlib.crc32(array)) != sums[f"{v}.{name}"]:
+                    if str(zlib.crc32(array.data)) != sums[f"{v}.{name}"]:
                         raise SafetensorError(f"checksum of {v}.{name} differs")
                 ptr = np.zeros(len(parts["entries"]) + 1, dtype=np.int32)
                 np.cumsum(parts["entries"], out=ptr[1:])

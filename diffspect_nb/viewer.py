@@ -166,7 +166,7 @@ def _check_shape(name: str, image: Tensor, grid: ImageGrid) -> None:
     if tuple(image.shape) != grid.shape:
         raise InputError(f"{name}: must have the grid's shape {grid.shape}, got {tuple(image.shape)}")
 
-
+# %% ../nbs/60_viewer.ipynb #26761882
 def with_picture(bundle: Any, draw: Callable[[], plt.Figure]) -> Any:
     "What a widget shows in a notebook, with a PNG for places that have no kernel; nothing where nothing is shown."
     data, *rest = bundle if isinstance(bundle, tuple) else (bundle,)

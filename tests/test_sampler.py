@@ -124,7 +124,7 @@ def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(measur
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(measurement, eta):
-    """Without randomness the average of two starts halves the variance that one would end with; fresh noise restores it.
+    """Without randomness the average of two starts halves the variance of one start; fresh noise restores it.
 
     m varies from slice to slice, which share their starting noise."""
     shape = measurement.system.image_shape
@@ -271,8 +271,8 @@ def test_support_tells_truth_from_fiction(study, measurement):
     assert measurement_support(measurement, truth * 0).reduced > 100
 
 
-@pytest.mark.parametrize("weights, passes", [(PaperWeights(steps=3, iterations=12), 12), (AnchoredWeights(steps=3), 12)])
-def test_reconstruct_returns_what_its_steps_end_with(study, weights, passes):
+@pytest.mark.parametrize("weights", [PaperWeights(steps=3, iterations=12), AnchoredWeights(steps=3)])
+def test_reconstruct_returns_what_its_steps_end_with(study, weights, passes=12):
     done = reconstruct(study, weights, denoise=Counted())
     steps = list(reconstruction_steps(study, weights, denoise=Counted()))
     assert [s.index for s in steps] == list(range(1, passes + 4)) and steps[-1].total == passes + 3

@@ -10,11 +10,18 @@ import pytest
 import torch
 
 from diffspect_nb.core import ImageGrid, InputError
+from diffspect_nb.files import load_image, save_image
 from diffspect_nb.geometry import Scanner, dnm570c, myospect_es, tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.files import load_image, save_image
 from diffspect_nb.study import (
-    Mismatch, Study, central_row, image_as_phantom, keep_views, simulate, simulate_mismatched, thin,
+    Mismatch,
+    Study,
+    central_row,
+    image_as_phantom,
+    keep_views,
+    simulate,
+    simulate_mismatched,
+    thin,
 )
 from diffspect_nb.system import SystemMatrix
 

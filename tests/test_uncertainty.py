@@ -29,8 +29,20 @@ from diffspect_nb.sampler import AnchoredWeights, PaperWeights
 from diffspect_nb.study import keep_views, simulate, thin
 from diffspect_nb.system import Measurement
 from diffspect_nb.uncertainty import (
-    FITTED, Calibration, Spread, Walks, coverage, fingerprint, fit_temperature, interval_score, plot_coverage,
-    posterior_samples, resampled, sample_steps, spread, uncertainty_of,
+    FITTED,
+    Calibration,
+    Spread,
+    Walks,
+    coverage,
+    fingerprint,
+    fit_temperature,
+    interval_score,
+    plot_coverage,
+    posterior_samples,
+    resampled,
+    sample_steps,
+    spread,
+    uncertainty_of,
 )
 
 
