@@ -142,7 +142,7 @@ class PaperWeights(Weights):
         "eq. 9; not given in the paper, set by hand on 1 patient", shown=(0, 0.1), step=0.002,
     )  # fmt: skip
     steps: int = described(
-        25, "N", "", 1, 1000, "noise levels visited; one network evaluation each, and one", "II.D", shown=(1, 50)
+        25, "N", "", 1, 1000, "noise levels visited; the first asks the network twice", "II.D", shown=(1, 50)
     )
     start: int = described(999, "T", "noise level", 0, 999, "noise level of the first step", "II.C.4", shown=(0, 999))
     mlem_interval: int = described(
