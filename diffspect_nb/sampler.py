@@ -237,14 +237,18 @@ def noise_fields(shape: tuple[int, ...], seed: int, device: torch.device, shared
         yield torch.randn(drawn, generator=random, device=device).expand(shape)
 
 
-def _checked(denoise: Denoise, measurement: Measurement, x_in: Tensor, scale: float) -> NoiseSchedule:
-    "The denoiser's noise schedule (else cosine), once image and scale have been found to fit."
+def _schedule_of(denoise: Denoise) -> NoiseSchedule:
+    "The schedule that the denoiser was trained with, if it says so, else cosine."
+    return getattr(denoise, "schedule", None) or cosine_schedule()
+
+
+def _check(measurement: Measurement, x_in: Tensor, scale: float) -> None:
+    "Raise `InputError` unless image and scale fit."
     wanted = tuple(measurement.system.image_shape)
     if tuple(x_in.shape) != wanted:
         raise InputError(f"x_in must have the image's shape {wanted}, got {tuple(x_in.shape)}")
     if not (np.isfinite(scale) and scale > 0):
         raise InputError(f"scale must be positive, got {scale}")
-    return getattr(denoise, "schedule", None) or cosine_schedule()
 
 
 def _step(i: int, t: int, levels: list[int], image: Tensor, measurement: Measurement, started: float) -> Step:
@@ -267,7 +271,8 @@ def paper_walk(
     """Algorithm 2 (Xie et al. 2025), one `Step` per noise level; images in photons of this acquisition.
 
     Raises `InputError` on an x_in of another shape and on a scale that is not positive."""
-    schedule = schedule or _checked(denoise, measurement, x_in, scale)
+    schedule = schedule or _schedule_of(denoise)
+    _check(measurement, x_in, scale)
     shared = noise_fields(x_in.shape, weights.seed, x_in.device, shared=True)
     fresh = noise_fields(x_in.shape, weights.seed + 1, x_in.device)
     target = (x_in * scale).clamp(0, CEILING)
@@ -383,7 +388,8 @@ def anchored_walk(
     """Fresh noise and a Poisson anchor, one `Step` per noise level; images in photons of this acquisition.
 
     Raises `InputError` on an x_in of another shape and on a scale that is not positive."""
-    schedule = schedule or _checked(denoise, measurement, x_in, scale)
+    schedule = schedule or _schedule_of(denoise)
+    _check(measurement, x_in, scale)
     levels = timesteps(weights.steps, weights.start, schedule, weights.end)
     noise = noise_fields(x_in.shape, weights.seed, x_in.device)
     x = (x_in * scale).clamp(0, CEILING)  # 1

@@ -346,3 +346,5 @@ def test_shapes_and_scales_that_do_not_fit_are_refused(study, measurement):
             next(anchored_walk(Counted(), measurement, x, scale, AnchoredWeights()))
         with pytest.raises(InputError, match=rule):
             next(paper_walk(Counted(), measurement, x, scale, PaperWeights()))
+        with pytest.raises(InputError, match=rule):  # also where the caller brings a schedule
+            next(anchored_walk(Counted(), measurement, x, scale, AnchoredWeights(), SCHEDULE))
