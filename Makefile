@@ -24,7 +24,7 @@ dashboard: .venv/.installed-dev
 docs: .venv/.installed-dev
 	@$(BIN)/python docs/build.py
 
-# Lint, types, house rules and the tests that take no more than three seconds each.
+# Lint, types, house rules and the tests that take no more than two seconds each.
 quick: lint
 	@$(PYTEST) -m "not slow" $(ARGS)
 
