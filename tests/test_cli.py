@@ -134,6 +134,7 @@ def test_a_pickle_or_a_damaged_file_is_no_prior(tiny_study, tmp_path, capsys):
         assert prior.name in line and "safetensors" in line
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_file_is_named(tiny_study, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path / "cache"))
     argv = ["reconstruct", tiny_study, "--out", tmp_path / "out", "--method", "osem"]
@@ -314,6 +315,7 @@ def test_every_command_has_help(command, capsys):
     assert command or set(COMMANDS) <= set(printed.split())
 
 
+@pytest.mark.slow
 def test_the_installed_command_answers_and_usage_errors_exit_with_2():
     argv = [str(Path(sys.executable).parent / "diffspect")]
     done = subprocess.run([*argv, "--version"], capture_output=True, text=True)
@@ -322,6 +324,7 @@ def test_the_installed_command_answers_and_usage_errors_exit_with_2():
     assert done.returncode == 2 and "invalid choice: 'fly'" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_heart_is_read_from_the_command_line(tmp_path, capsys):
     "Stress and rest of one phantom: where the apex points, a table of 17 segments, what fills in at rest."
     defect = {"territory": "RCA", "severity": 0.7, "center_deg": 180.0, "half_extent_deg": 45.0}
@@ -351,6 +354,7 @@ def test_a_heart_is_read_from_the_command_line(tmp_path, capsys):
     assert "no heart in view" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_samples_and_a_probe_of_what_they_show(tiny_study, tmp_path, capsys):
     "Mean and interval beside the image; then the counts are asked about its hottest place."
     out, plain = tmp_path / "out", tmp_path / "plain"
@@ -393,6 +397,7 @@ def test_samples_and_probes_that_cannot_be(tiny_study, tmp_path, capsys):
     assert "cannot be read" in refused(capsys, "probe", tmp_path / "nothing", "--at", 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_training_from_the_command_line_and_using_what_it_made(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path / "cache"))
     network = {"n_slices": 16, "widths": [16, 32], "blocks": 1, "embedding": 32, "head_width": 32}

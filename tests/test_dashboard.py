@@ -301,6 +301,7 @@ def test_a_damaged_study_is_one_line(dashboard, study, tmp_path, damage):
     assert dashboard.wait(60) and dashboard.stream.state == "finished"
 
 
+@pytest.mark.slow
 def test_the_history_is_bounded(dashboard):
     for seed in range(KEPT_RUNS + 2):
         dashboard.controls["seed"].value = 100 + seed

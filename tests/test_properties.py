@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -41,6 +42,7 @@ def acquired(scanner: Scanner, grid: ImageGrid, level: float, seed: int) -> Meas
     return Measurement(system, torch.poisson(mean * level / mean.sum().clamp_min(1e-30), generator=random))
 
 
+@pytest.mark.slow
 @few
 @given(scanners(), grids, st.integers(0, 99))
 def test_forward_and_adjoint_belong_together(scanner, grid, seed):
@@ -49,6 +51,7 @@ def test_forward_and_adjoint_belong_together(scanner, grid, seed):
     assert (system.sensitivity >= 0).all() and (system.sensitivity <= scanner.n_views).all()
 
 
+@pytest.mark.slow
 @few
 @given(scanners(), grids, st.floats(5, 1e5), st.integers(0, 99))
 def test_mlem_climbs_and_keeps_the_counts(scanner, grid, level, seed):
@@ -64,6 +67,7 @@ def test_mlem_climbs_and_keeps_the_counts(scanner, grid, level, seed):
         assert np.isclose(total, float(counts[seen].sum()), rtol=1e-6)
 
 
+@pytest.mark.slow
 @few
 @given(scanners(), grids, st.floats(5, 1e5), st.floats(0.01, 1), st.integers(0, 99))
 def test_a_background_is_expected_beside_the_image(scanner, grid, level, share, seed):
@@ -78,6 +82,7 @@ def test_a_background_is_expected_beside_the_image(scanner, grid, level, share, 
     assert measurement.system.forward(steps[-1].image).sum() <= alone * (1 + 1e-6) + 1e-9
 
 
+@pytest.mark.slow
 @few
 @given(scanners(), grids, st.floats(0, 1e3), st.integers(0, 99))
 def test_the_anchor_lies_between_data_and_prior(scanner, grid, strength, seed):
@@ -101,6 +106,7 @@ def test_less_dose_and_fewer_views_stay_counts(fraction, n, seed):
     assert 0 < low.count_level <= 1
 
 
+@pytest.mark.slow
 @few
 @given(scanner=scanners(), grid=grids, seed=st.integers(0, 99))
 def test_the_study_folder_forgets_nothing(scanner, grid, seed, tmp_path):

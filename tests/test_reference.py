@@ -57,12 +57,14 @@ def same(found: list[float], name: str, key: str) -> None:
     np.testing.assert_allclose(found, KNOWN[name][key], rtol=1e-5, err_msg=f"{name}, {key}")
 
 
+@pytest.mark.slow
 def test_classical_images(setting, sample):
     name, study = setting
     same(numbers(mlem(study.measurement(), 50), sample.heart), name, "mlem")
     same(numbers(osem(study.measurement(), 5), sample.heart), name, "osem")
 
 
+@pytest.mark.slow
 def test_the_anchored_walk_and_what_is_read_from_it(setting, sample, float32):
     name, study = setting
     done = reconstruct(study, AnchoredWeights.for_study(study, steps=3), pretrained("diffspect"))
@@ -76,6 +78,7 @@ def test_the_anchored_walk_and_what_is_read_from_it(setting, sample, float32):
     same([disc.mean(), disc.std(ddof=1), disc.min()], name, "anchored short polar")
 
 
+@pytest.mark.slow
 def test_the_papers_walk(setting, sample, float32):
     name, study = setting
     done = reconstruct(study, PaperWeights.for_study(study, steps=3), pretrained("mlem50"))

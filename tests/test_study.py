@@ -219,6 +219,7 @@ def test_without_mismatch_only_what_lies_beyond_the_grid_differs():
     assert float((model - alone.projections).norm() / model.norm()) < 0.03
 
 
+@pytest.mark.slow
 def test_each_mismatch_does_what_it_says():
     grid, rng = tiny_grid(), np.random.default_rng
     plain = simulate_mismatched(patient, tiny(), grid, 1e7, rng(0), Mismatch())

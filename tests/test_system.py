@@ -234,6 +234,7 @@ def test_the_cache_knows_content_not_names():
     assert cache_path(tiny(), ImageGrid((16, 20, 20), 12.1)) != cache_path(tiny(), grid)
 
 
+@pytest.mark.slow
 def test_a_cached_matrix_is_the_built_one(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path))
     built = SystemMatrix.build(tiny(), tiny_grid())

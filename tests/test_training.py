@@ -68,6 +68,7 @@ def test_the_recipe_draws_counts_log_uniformly_and_shares_scanners():
     assert one.random() == two.random()  # a shared scanner takes nothing from the patient's own draws
 
 
+@pytest.mark.slow
 def test_the_draws_are_those_that_the_shipped_priors_and_tables_have_seen():
     "Whoever changes the order of a draw on purpose makes cohorts, priors and tables again."
     held, trained = held_out_study(910_000, "tiny", tiny_grid()), training_study(3, tiny(), tiny_grid())
@@ -99,6 +100,7 @@ def test_a_patient_is_its_seed():
     assert 6e6 * 0.99 < one.counts < 20e6 * 1.01
 
 
+@pytest.mark.slow
 def test_a_training_patient_is_its_seed_and_no_inverse_crime():
     one, again = (training_study(3, tiny(), tiny_grid()) for _ in range(2))
     assert torch.equal(one.projections, again.projections) and torch.equal(one.mu, again.mu)
@@ -150,6 +152,7 @@ def test_every_worker_has_patients_and_every_group_one_scanner(workers):
     assert all(len({seed % 4 for seed, _ in group}) == 1 for group in groups)
 
 
+@pytest.mark.slow
 def test_processes_make_what_one_process_makes(cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path))
     assert sorted(cohort.make(workers=2)) == [0, 1]

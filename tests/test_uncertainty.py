@@ -89,6 +89,7 @@ def test_samples_depend_on_seed_and_number_alone(study, samples, resample):
     assert sum(same) == 6  # each like itself only
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_process_finds(study, samples):
     steps = list(sample_steps(study, 3, denoise=halve, workers=2))
     assert [s.index for s in steps] == [1, 2, 3] and {s.total for s in steps} == {3}
@@ -148,6 +149,7 @@ def test_bad_requests_for_samples_are_refused(study, options, reason):
         posterior_samples(study, **({"n": 2, "denoise": halve} | options))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_reported_in_one_line(study):
     with pytest.raises(InputError, match="a worker process died"):
         posterior_samples(study, 2, denoise=ends_the_process, workers=2)
@@ -181,6 +183,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     pytest.fail("a worker outlived its parent by ten seconds")
 
 
+@pytest.mark.slow
 def test_a_pool_of_the_callers_own(study, samples):
     import multiprocessing
 
