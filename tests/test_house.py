@@ -1,5 +1,6 @@
 """The architecture: order of dependence, sizes a reader can take in, modules in step with clean notebooks, one version,
 nothing tied to one machine."""
+
 from __future__ import annotations
 
 import ast
