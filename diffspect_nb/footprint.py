@@ -265,10 +265,11 @@ def in_threads(work: Callable[[int], Any], n: int) -> list:
 
 def compiled(function: Callable) -> Callable:
     "By numba, without Python's lock; kept on disk where there is a place for it."
+    how = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:
-        return numba.njit(function, nogil=True, fastmath=True, cache=True)
+        return numba.njit(function, cache=True, **how)
     except RuntimeError:  # nowhere to keep it
-        return numba.njit(function, nogil=True, fastmath=True)
+        return numba.njit(function, **how)
 
 
 @compiled
