@@ -66,7 +66,7 @@ def _head_of_frames(dataset: pydicom.Dataset, n: int, path: str | Path) -> tuple
     items = list(needed(dataset, "DetectorInformationSequence", path))
     which, number = frame_vector(dataset, "DetectorVector", n, path), int(dataset.get("NumberOfDetectors") or 1)
     if which is None and max(number, len(items)) > 1:
-        raise InputError(f"{path}: {tag_of('DetectorVector')} is missing, and there are {max(number, len(items))} heads")
+        raise InputError(f"{path}: {tag_of('DetectorVector')} is missing, there are {max(number, len(items))} heads")
     if which is not None and which.max() > len(items):
         rule = f"{tag_of('DetectorInformationSequence')} describes {len(items)}"
         raise InputError(f"{path}: {tag_of('DetectorVector')} names head {which.max()}, but {rule}")
@@ -128,7 +128,7 @@ def _angles_deg(heads: _Heads, start: dict[int, float], path: str | Path) -> np.
     if sense not in ("CW", "CC"):
         raise InputError(f"{path}: {tag_of('RotationDirection')} must be CW or CC, got {sense!r}")
     if not step >= 0 or np.max(np.abs([*start.values(), step])) > 720:
-        raise InputError(f"{path}: {tag_of('AngularStep')} must be >= 0° and start angles within 720°, got {step}, {start}")
+        raise InputError(f"{path}: {tag_of('AngularStep')} must be >= 0°, start angles below 720°, got {step}, {start}")
     angles = np.array([start[h] for h in heads.head]) + (1.0 if sense == "CC" else -1.0) * step * heads.view
     turned = np.sort(angles % 360)
     if len(angles) > 1 and np.diff([*turned, turned[0] + 360]).min() < 0.01:
@@ -197,7 +197,7 @@ def _refuse_detectors(heads: _Heads, path: str | Path) -> None:
     "Raises `InputError` unless every head looks straight at the axis through parallel holes."
     names = [str(heads.items[h].get("CollimatorType") or "PARA") for h in heads.used]
     if set(names) != {"PARA"}:
-        raise InputError(f"{path}: only parallel-hole collimators (PARA) are read, {tag_of('CollimatorType')} is {names}")
+        raise InputError(f"{path}: only parallel-hole collimators (PARA) are read, {tag_of('CollimatorType')}: {names}")
     tilts = [float(heads.items[h].get("GantryDetectorTilt") or 0) for h in heads.used]
     if max(abs(tilt) for tilt in tilts) > 1:
         raise InputError(f"{path}: only heads without tilt are read, {tag_of('GantryDetectorTilt')} is {tilts}")

@@ -64,7 +64,7 @@ def frame_vector(dataset: pydicom.Dataset, keyword: str, n: int, path: str | Pat
         return None
     vector = np.atleast_1d(np.array(values, dtype=int))
     if len(vector) != n or vector.min() < 1:
-        raise InputError(f"{path}: {tag_of(keyword)} must hold {n} numbers from 1, one per frame, got {vector.tolist()}")
+        raise InputError(f"{path}: {tag_of(keyword)} must hold {n} numbers from 1, one a frame, got {vector.tolist()}")
     return vector
 
 

@@ -29,11 +29,11 @@ from .core import ImageGrid, InputError
 __all__ = ['CACHE_GB', 'CACHED', 'IN_USE_S', 'STALE_S', 'FULL_OR_FAILED', 'MOST_JSON_BYTES', 'MOST_VOXELS', 'TO_MM', 'LPS',
            'ALONG', 'EDGE_MM', 'OFFER', 'cache_dir', 'cache_limit', 'cached_files', 'trim_cache', 'atomic_path',
            'atomic_folder', 'write_json', 'read_json', 'reading', 'read_nifti', 'upright', 'interpolated', 'save_image',
-           'read_image', 'check_same_grid', 'load_image', 'load_mask', 'write_csv']
+           'read_image', 'check_same_grid', 'on_grid', 'load_image', 'load_mask', 'write_csv']
 
 # %% ../nbs/01_files.ipynb #127eef65
 def cache_dir() -> Path:
-    "Folder for files that can always be made again: $DIFFSPECT_CACHE, else the user's cache folder, or a temporary one."
+    "Folder for what can always be made again: $DIFFSPECT_CACHE, else the user's cache folder, else a temporary one."
     if own := os.environ.get("DIFFSPECT_CACHE"):
         return Path(own)
     try:
@@ -308,7 +308,7 @@ def upright(
         raise InputError(f"{source}: {reason}" + ("" if resample is None else f"; {OFFER}"))
     world = np.abs(cosines).argmax(axis=1)  # which world axis each array axis follows
     center = affine @ [*(np.array(array.shape) - 1) / 2, 1]
-    array = np.flip(array, [axis for axis in range(3) if cosines[axis, world[axis]] < 0])
+    array = np.flip(array, tuple(axis for axis in range(3) if cosines[axis, world[axis]] < 0))
     array = np.ascontiguousarray(array.transpose([int(np.flatnonzero(world == w)[0]) for w in (2, 1, 0)]))
     return array, ImageGrid(array.shape, round(float(sizes.mean()), 5), _rounded(center))
 
@@ -371,7 +371,15 @@ def check_same_grid(own: ImageGrid, grid: ImageGrid, source: str | Path, resampl
         raise InputError(f"{source}: must have the grid's shape (z, y, x) = {grid.shape}, got {own.shape}{offer}")
     if np.abs((own.affine() - grid.affine()) @ _corners(own.shape[::-1])).max() > 0.1:
         places = [f"{g.voxel_mm:g} mm voxels round {g.center_mm} mm" for g in (grid, own)]
-        raise InputError(f"{source}: its affine does not place it on the grid of {places[0]}, but of {places[1]}{offer}")
+        raise InputError(f"{source}: its affine does not place it on the grid of {places[0]}: {places[1]}{offer}")
+
+
+def on_grid(image: Tensor, own: ImageGrid, grid: ImageGrid) -> Tensor:  # (z, y, x) of the grid
+    "An image (z, y, x) looked up on another grid, linearly; itself if it lies there already."
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0], [0, 1, 2]] = own.voxel_mm
+    affine[:, 3] = [*(axis[0] for axis in own.axes_mm()[::-1]), 1]
+    return image if own == grid else torch.from_numpy(interpolated(image.numpy(), affine, grid))
 
 
 def load_image(

@@ -47,7 +47,7 @@ def _header(path: Path) -> dict[str, str]:
     return keys
 
 # %% ../nbs/32_interfile.ipynb #58642232
-READ = {  # keys without their index that decide about the numbers, and are read
+READ = {  # keys that decide about the numbers and are read, without their index
     *("name of data file", "imagedata byte order", "number format", "number of bytes per pixel", "type of data"),
     *("number of dimensions", "matrix size", "matrix axis label", "data offset in bytes", "data starting block"),
     *("image scaling factor", "image scale factor", "quantification units", "rescale slope", "rescale intercept"),
@@ -55,7 +55,8 @@ READ = {  # keys without their index that decide about the numbers, and are read
     *("data compression", "data encode"),
 }
 DECIDES = re.compile(  # parts of a key that could change a number
-    "number of|scal|slope|intercept|calibration|quantif|offset|block|byte|format|compress|encod|endian|order|matrix|axis"
+    "number of|scal|slope|intercept|calibration|quantif|offset|block|byte|format"
+    "|compress|encod|endian|order|matrix|axis"
 )
 TOLD = re.compile(  # keys that look so, but do not
     r"scaling factor \(mm/pixel\)|(maximum|minimum) pixel count|first pixel offset.*|data format|slice order.*"
@@ -173,7 +174,8 @@ def _numbers(keys: dict[str, str], key: str, path: Path) -> np.ndarray:
     "One number, or a list in braces; 1 where the key is missing (an intercept: 0)."
     text = keys.get(key, keys.get(f"{key} [1]", ""))
     try:
-        values = np.array([float(v) for v in re.split(r"[,\s]+", text.strip("{} \t")) if v] or [key[-4:] != "cept"], float)
+        listed = [float(v) for v in re.split(r"[,\s]+", text.strip("{} \t")) if v]
+        values = np.array(listed or [0.0 if key == "rescale intercept" else 1.0])
     except ValueError:
         values = np.array([np.nan])
     if not np.isfinite(values).all() or (key != "rescale intercept" and not (values > 0).all()):
@@ -188,7 +190,7 @@ def _scaled(stored: np.ndarray, keys: dict[str, str], path: Path) -> np.ndarray:
     intercept = _numbers(keys, "rescale intercept", path)
     factors = list(given.values())
     if any(len(f) not in (1, len(stored)) for f in (*factors, intercept)) or (
-        len(factors) > 1 and not all(np.array_equal(*np.broadcast_arrays(f, factors[0])) for f in factors)
+        any(np.abs(f - factors[0]).max() > 0 for f in factors)
     ):
         raise InputError(f"{path}: scale factors contradict each other or the {len(stored)} images: {given}")
     if not factors and not intercept.any():
@@ -198,7 +200,7 @@ def _scaled(stored: np.ndarray, keys: dict[str, str], path: Path) -> np.ndarray:
 
 # %% ../nbs/32_interfile.ipynb #999b4df2
 def _stored_bytes(header: Path, name: str, offset: int, wanted: int) -> bytes:
-    "The data file's bytes, plain or gzipped, beside its header; raises `InputError` if they are too few or twice as many."
+    "The data file's bytes, plain or gzipped, beside its header; raises `InputError` on too few or twice as many."
     if Path(name).name != name or name in ("", ".", ".."):
         raise InputError(f"{header}: the data file must lie beside its header, got {name!r}")
     raw, packed = header.with_name(name), header.with_name(name + ".gz")
