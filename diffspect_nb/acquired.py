@@ -83,6 +83,9 @@ def _heads(dataset: pydicom.Dataset, n: int, path: str | Path) -> _Heads:
     if number > len(rotations) or (len(rotations) > 1 and not turn):
         rule = f"does not say which of {len(rotations)} items holds"
         raise InputError(f"{path}: {tag_of('RotationInformationSequence')} {rule}, see {tag_of('RotationVector')}")
+    first = [int(view[head == h].min()) for h in sorted(set(head.tolist()))] if view is not None else [1]
+    if len(first) > 1 and max(first) > 1 and len(set(first)) > 1:
+        raise InputError(f"{path}: {tag_of('AngularViewVector')} must count each head's stops from 1, got {first}")
     cosines, common = [cosines_of(item, path) for item in items], cosines_of(dataset, path)
     if common is not None and len(items) == 1:
         cosines = [common if cosines[0] is None else cosines[0]]

@@ -26,10 +26,10 @@ from .geometry import Scanner
 from .study import Study, simulate_activity
 
 # %% auto #0
-__all__ = ['VECTORS', 'NO_EMISSION', 'LEAST_SHARE', 'FACES', 'IDENTITY', 'IDENTITY_IF_KNOWN', 'PHYSIONET', 'MOST_LIST_BYTES',
-           'tag_of', 'needed', 'frame_vector', 'refuse_several', 'cosines_of', 'stored_axes', 'is_padding',
-           'read_frames', 'refuse_other_kinds', 'read_nm', 'read_activity', 'orientation_cube', 'study_from_image',
-           'check_source', 'write_nm', 'scans_in', 'fetch_scans']
+__all__ = ['VECTORS', 'NO_EMISSION', 'LEAST_SHARE', 'FACES', 'IDENTITY', 'IDENTITY_IF_KNOWN', 'TEXTS', 'PHYSIONET',
+           'MOST_LIST_BYTES', 'tag_of', 'needed', 'frame_vector', 'refuse_several', 'cosines_of', 'stored_axes',
+           'is_padding', 'read_frames', 'refuse_other_kinds', 'read_nm', 'read_activity', 'orientation_cube',
+           'study_from_image', 'check_source', 'write_nm', 'scans_in', 'fetch_scans']
 
 # %% ../nbs/30_dicom.ipynb #348e9a5e
 VECTORS = {  # keyword of a vector that tells frames apart → keyword of how many values it takes
@@ -97,8 +97,7 @@ def _volume_cosines(dataset: pydicom.Dataset, path: str | Path) -> np.ndarray:  
     if not found:
         raise InputError(f"{path}: lacks {tag_of('ImageOrientationPatient')}")
     if not all(np.allclose(cosines, found[0], atol=0.01) for cosines in found):
-        said = [cosines.ravel().tolist() for cosines in found]
-        raise InputError(f"{path}: {tag_of('ImageOrientationPatient')} contradicts itself: {said}")
+        raise InputError(f"{path}: {tag_of('ImageOrientationPatient')} contradicts itself: {np.stack(found).tolist()}")
     return found[0]
 
 
@@ -116,6 +115,8 @@ def _nm_affine(dataset: pydicom.Dataset, first: int, path: str | Path) -> tuple[
     step = np.cross(right, down) * _slice_mm(dataset, path)
     items = [*dataset.get("DetectorInformationSequence", []), dataset]
     positions = [np.array(p, dtype=float) for item in items if (p := item.get("ImagePositionPatient"))]
+    if any(np.abs(place - positions[0]).max() > 0.1 for place in positions):
+        raise InputError(f"{path}: {tag_of('ImagePositionPatient')} contradicts itself: {np.stack(positions).tolist()}")
     affine = np.eye(4)
     affine[:3, :3] = np.stack([step, down * row_mm, right * column_mm], axis=1)
     affine[:3, 3] = (positions[0] if positions else np.zeros(3)) - first * step
@@ -277,21 +278,22 @@ IDENTITY_IF_KNOWN = (  # shared with the source where it has them
 )
 
 
-def _kept_names(given: pydicom.Dataset, out: pydicom.Dataset) -> pydicom.Dataset:
-    "`out` with the character set of the source, or UTF-8 where that does not bring every text back as it was."
-    if charset := given.get("SpecificCharacterSet"):
-        out.SpecificCharacterSet = charset
-    texts = {e.tag: str(e.value) for e in out if e.VR in ("PN", "LO", "SH")}
-    file = io.BytesIO()
+TEXTS = ("PN", "LO", "SH", "LT", "ST", "UC", "UT")  # kinds of values that the character set is about
+
+
+def _keep_texts(out: pydicom.Dataset) -> None:
+    "Write all texts in UTF-8 if the character set named does not bring each of them back as it is."
+    texts = pydicom.Dataset({e.tag: e for e in out if e.VR in TEXTS or e.keyword == "SpecificCharacterSet"})
+    file, wanted = io.BytesIO(), {e.tag: str(e.value) for e in texts}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pydicom.dcmwrite(file, out, implicit_vr=False, little_endian=True, enforce_file_format=False)
+        pydicom.dcmwrite(file, texts, implicit_vr=False, little_endian=True, enforce_file_format=False)
         again = pydicom.dcmread(io.BytesIO(file.getvalue()), force=True)
-        if any(str(again[tag].value) != text for tag, text in texts.items()):
-            for tag in texts:
-                out[tag] = pydicom.DataElement(tag, out[tag].VR, texts[tag])
-            out.SpecificCharacterSet = "ISO_IR 192"
-    return out
+        changed = [tag for tag, text in wanted.items() if str(again[tag].value) != text]
+    if changed:
+        for element in texts:
+            out[element.tag] = pydicom.DataElement(element.tag, element.VR, wanted[element.tag])
+        out.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _identified(source: str | Path | None) -> pydicom.Dataset:
@@ -307,7 +309,9 @@ def _identified(source: str | Path | None) -> pydicom.Dataset:
         needed(given, "StudyInstanceUID", source)
         for name in (name for name in IDENTITY + IDENTITY_IF_KNOWN if name in given):
             out[name] = given[name]
-        return _kept_names(given, out)
+        if charset := given.get("SpecificCharacterSet"):
+            out.SpecificCharacterSet = charset
+    return out
 
 
 def check_source(source: str | Path) -> None:
@@ -372,6 +376,7 @@ def write_nm(
     _describe(out, description)
     _place(out, grid)
     _store(out, array)
+    _keep_texts(out)
     with atomic_path(path) as tmp:
         out.save_as(tmp, enforce_file_format=True)
     return Path(path)

@@ -55,11 +55,11 @@ READ = {  # keys that decide about the numbers and are read, without their index
     *("data compression", "data encode"),
 }
 DECIDES = re.compile(  # parts of a key that could change a number
-    "number of|scal|slope|intercept|calibration|quantif|offset|block|byte|format"
-    "|compress|encod|endian|order|matrix|axis"
+    "number of|scal(e|ing)|slope|intercept|calibration|quantif|(data|byte|file|image) (offset|order)|starting|block|byte"
+    "|bits|format|compress|encod|endian|matrix"
 )
 TOLD = re.compile(  # keys that look so, but do not
-    r"scaling factor \(mm/pixel\)|(maximum|minimum) pixel count|first pixel offset.*|data format|slice order.*"
+    r"scaling factor \(mm/pixel\)|(data|date|time) format|number of ((sub)?iterations|subsets|counts|events)"
 )
 
 

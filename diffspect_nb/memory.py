@@ -94,7 +94,8 @@ def check_memory(scanner: Scanner, grid: ImageGrid, attenuated: bool = False, ne
     for factor in (1.5, 2.0, 3.0, 4.0):
         smaller = needed_bytes(scanner, _coarser(grid, factor), attenuated, network)
         if smaller <= free:
-            helps = f"voxels of {factor * grid.voxel_mm:.3g} mm (import --shape, --voxel-mm) take {smaller / 1e9:.1f} GB"
+            edge = f"{factor * grid.voxel_mm:.3g} mm"
+            helps = f"voxels of {edge} (import --shape, --voxel-mm) take {smaller / 1e9:.1f} GB"
             break
     raise InputError(
         f"{size} would take about {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: {helps}; "
