@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -233,12 +234,20 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
 MOST_VOXELS = 2**26  # 270 times the clinical grid; a header that promises more is refused before anything is read
 
 
+def _opened(path: str | Path):
+    "nibabel's image, also of a name such as `Heart.Nii`, which nibabel would look for in small letters."
+    found = re.search(r"\.nii(\.gz)?$", str(path), re.IGNORECASE)
+    if found and found[0] not in (found[0].lower(), found[0].upper()):
+        return nibabel.Nifti1Image.from_file_map({"image": nibabel.FileHolder(filename=str(path))})
+    return nibabel.load(path)
+
+
 def read_nifti(path: str | Path) -> tuple[nibabel.Nifti1Pair, np.ndarray]:
     """A NIfTI file and its numbers, three-dimensional, finite, float32, in the file's own order; raises `InputError`.
 
     Further axes of length 1 are dropped."""
     with reading(path, "NIfTI file"):
-        nifti = nibabel.load(path)
+        nifti = _opened(path)
         if not isinstance(nifti, nibabel.Nifti1Pair):
             raise InputError(f"{path}: must be a NIfTI file, got {type(nifti).__name__}")
         shape, kind = nifti.shape, nifti.get_data_dtype()

@@ -55,8 +55,8 @@ READ = {  # keys that decide about the numbers and are read, without their index
     *("data compression", "data encode"),
 }
 DECIDES = re.compile(  # parts of a key that could change a number
-    "number of|scal(e|ing)|slope|intercept|calibration|quantif|(data|byte|file|image) (offset|order)|starting|block|byte"
-    "|bits|format|compress|encod|endian|matrix"
+    "number of|scal(e|ing)|slope|intercept|calibration|quantif|(data|byte|file|image) (offset|order)|starting"
+    "|block|byte|bits|format|compress|encod|endian|matrix"
 )
 TOLD = re.compile(  # keys that look so, but do not
     r"scaling factor \(mm/pixel\)|(data|date|time) format|number of ((sub)?iterations|subsets|counts|events)"
