@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -120,6 +121,10 @@ def run_import(args: argparse.Namespace) -> None:
     rows, columns = study.scanner.pixels
     views = f"{len(study.views or ())} views of {rows} × {columns} pixels"
     print(f"{study.counts:,.0f} counts in {views}; wrote the study folder {out}")
+    try:
+        check_memory(study.scanner, study.grid, study.mu is not None, network=True)
+    except InputError as e:  # the folder is right, but not for this machine
+        print(f"note: {e}", file=sys.stderr)
 
 # %% ../nbs/67_cli_data.ipynb #0991287d
 def _draw_registration(out: Path, study: Study) -> None:
