@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import socket
@@ -43,7 +44,7 @@ from diffspect_nb.cli_study import (
     run_reconstruct,
 )
 from .cohort import FIRST_TEST
-from .core import InputError
+from .core import InputError, check_seed
 from .geometry import SCANNERS
 from .prior import DEFAULT_PRIOR
 from .sampler import Weights, settings_of
@@ -51,8 +52,8 @@ from .study import Study
 
 # %% auto #0
 __all__ = ['Commands', 'LEVELS', 'CT_HELP', 'dashboard_notebook', 'run_dashboard', 'Help', 'weight_help', 'add_weights',
-           'add_command', 'add_point', 'add_demo', 'add_reconstruct', 'add_simulate', 'add_import', 'add_fetch',
-           'add_read', 'add_probe', 'add_evaluate', 'add_train', 'add_benchmark', 'add_dashboard',
+           'add_command', 'add_point', 'add_resample', 'add_demo', 'add_reconstruct', 'add_simulate', 'add_import',
+           'add_fetch', 'add_read', 'add_probe', 'add_evaluate', 'add_train', 'add_benchmark', 'add_dashboard',
            'add_scanner_and_info', 'parser', 'main']
 
 # %% ../nbs/68_cli.ipynb #9ce076b6
@@ -174,6 +175,12 @@ def add_point(sub: argparse.ArgumentParser, option: str, text: str, default: obj
     sub.add_argument(option, type=float, nargs=3, metavar=("X", "Y", "Z"), default=default, help=text)
 
 
+def add_resample(sub: argparse.ArgumentParser) -> None:
+    "An option that allows interpolation."
+    text = "interpolate images that are oblique, of other voxels, or lie elsewhere, instead of refusing them"
+    sub.add_argument("--resample", action="store_true", help=text)
+
+
 def add_demo(commands: Commands) -> None:
     "`diffspect demo`."
     text = "Reconstruct the shipped sample at 5 %% of its counts and compare with classical images."
@@ -222,6 +229,7 @@ def add_simulate(commands: Commands) -> None:
     sub.add_argument("--heart", help="NIfTI mask of the left-ventricular wall of that image")
     sub.add_argument("--ct", help=CT_HELP)
     add_point(sub, "--ct-center", "point of the CT (LPS, mm) at the centre of the field of view")
+    add_resample(sub)
     sub.add_argument("--no-reference", action="store_true", help="skip the full-dose MLEM-50 image")
 
 # %% ../nbs/68_cli.ipynb #8e2384e6
@@ -236,6 +244,8 @@ def add_import(commands: Commands) -> None:
     sub.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help=text)
     sub.add_argument("--voxel-mm", type=float, default=4.0, help="edge of a voxel, with --shape")
     sub.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
+    text = "from the axis of rotation to the camera's face, where the file does not say so or says what cannot be"
+    sub.add_argument("--radius-mm", type=float, help=text)
     text = "middle of the left ventricle (LPS, mm): cut the prior's grid out round it, the rest becomes background"
     add_point(sub, "--heart", text)
     sub.add_argument("--ct", help=CT_HELP)
@@ -263,6 +273,7 @@ def add_read(commands: Commands) -> None:
     text = "folder for views.png, polar.png, segments.csv and reading.json"
     sub.add_argument("--out", default="out/reading", help=text)
     sub.add_argument("--mask", help="NIfTI mask of the left ventricle's wall, to find the axis in instead of the image")
+    add_resample(sub)
     text = "apex from straight ahead to the patient's left, degrees, instead of what was found"
     sub.add_argument("--azimuth", type=float, help=text)
     sub.add_argument("--elevation", type=float, help="apex downwards, degrees, likewise")
@@ -277,6 +288,7 @@ def add_probe(commands: Commands) -> None:
     add_point(sub, "--at", "middle of the region (LPS, mm)")
     sub.add_argument("--radius-mm", type=float, default=12.0, help="of the region, with --at")
     sub.add_argument("--region", help="NIfTI mask on the image's grid, > 0 is inside")
+    add_resample(sub)
     text = "activity to put there instead, photons per voxel as in image.nii.gz; default: from its surroundings"
     sub.add_argument("--level", type=float, help=text)
     sub.add_argument("--out", default="out/probe", help="folder for region.png, probe.png and probe.json")
@@ -289,6 +301,7 @@ def add_evaluate(commands: Commands) -> None:
     sub.add_argument("image", help="NIfTI file")
     sub.add_argument("reference", help="NIfTI file on the same grid")
     sub.add_argument("--mask", help="NIfTI mask, > 0 is inside")
+    add_resample(sub)
 
 # %% ../nbs/68_cli.ipynb #433ec1f6
 def add_train(commands: Commands) -> None:
@@ -335,7 +348,9 @@ def add_scanner_and_info(commands: Commands) -> None:
     "`diffspect scanner` and `diffspect info`."
     sub = add_command(commands, "scanner", run_scanner, "Print a scanner as JSON.")
     sub.add_argument("name", help=", ".join(SCANNERS))
-    add_command(commands, "info", run_info, "Versions, device, threads, cache and checkpoint hashes.")
+    sub = add_command(commands, "info", run_info, "Versions, device, threads, cache and checkpoint hashes.")
+    text = "remove system matrices and simulated patients from the cache; they are made again when needed"
+    sub.add_argument("--clear-cache", action="store_true", help=text)
 
 # %% ../nbs/68_cli.ipynb #001a3868
 def parser() -> argparse.ArgumentParser:
@@ -351,15 +366,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 # %% ../nbs/68_cli.ipynb #08019ada
+def _any_code_page() -> None:
+    "What a terminal cannot write becomes a question mark, so that nothing fails after the work."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main(argv: list[str] | None = None) -> int:
     "Entry point; returns the exit code."
+    _any_code_page()
     args = parser().parse_args(argv)
     matplotlib.use("Agg", force=False)
     try:
+        for name in ("seed", "first_seed"):
+            check_seed(getattr(args, name, None) or 0, option_of(name))
         args.run(args)
+        sys.stdout.flush()
     except InputError as e:
         print(f"diffspect: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("diffspect: interrupted; what was written before stays as it was", file=sys.stderr)
         return 130
