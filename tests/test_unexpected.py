@@ -134,8 +134,7 @@ def test_slices_go_where_their_vector_says(tmp_path, order):
 
 
 @pytest.mark.parametrize(
-    "cosines, flips",
-    [([1, 0, 0, 0, -1, 0], (0, 1)), ([-1, 0, 0, 0, 1, 0], (0, 2)), ([-1, 0, 0, 0, -1, 0], (1, 2))],
+    "cosines, flips", [([1, 0, 0, 0, -1, 0], (0, 1)), ([-1, 0, 0, 0, 1, 0], (0, 2)), ([-1, 0, 0, 0, -1, 0], (1, 2))]
 )
 def test_an_orientation_counts_wherever_it_stands(tmp_path, cosines, flips):
     image, _ = read_nm(recon(tmp_path, detector(ImageOrientationPatient=cosines)))
@@ -244,9 +243,7 @@ def test_frames_may_come_in_any_order(tmp_path, order):
     counts = straight.projections[order].numpy().astype("<u2").tobytes()
     head, view = ([[1] * 4 + [2] * 4, [1, 2, 3, 4] * 2][k] for k in (0, 1))
     shuffled = put(
-        PixelData=counts,
-        DetectorVector=[head[k] for k in order],
-        AngularViewVector=[view[k] for k in order],
+        PixelData=counts, DetectorVector=[head[k] for k in order], AngularViewVector=[view[k] for k in order]
     )
     study = read_projections(tomo(tmp_path, rotation(RadialPosition=[200, 201, 202, 203]), shuffled, heads=2))
     assert torch.equal(study.projections, straight.projections[order])
@@ -449,11 +446,15 @@ def test_images_that_lie_elsewhere_are_not_compared(tmp_path, case, capsys):
 
 def test_resampling_finds_each_value_where_it_lies(tmp_path):
     save_image(tmp_path / "a.nii.gz", whole_numbers(), GRID)
-    moved = load_image(tmp_path / "a.nii.gz", replace(GRID, **ELSEWHERE["moved"]), resample=True)  # by a voxel to the left
+    moved = load_image(
+        tmp_path / "a.nii.gz", replace(GRID, **ELSEWHERE["moved"]), resample=True
+    )  # by a voxel to the left
     assert torch.equal(moved[..., :-1], whole_numbers()[..., 1:]) and not moved[..., -1].any()
     region = (whole_numbers() > 200).float()
     save_image(tmp_path / "m.nii.gz", region, GRID)
-    assert torch.equal(load_mask(tmp_path / "m.nii.gz", replace(GRID, **ELSEWHERE["moved"]), True)[..., :-1], region[..., 1:] > 0)
+    assert torch.equal(
+        load_mask(tmp_path / "m.nii.gz", replace(GRID, **ELSEWHERE["moved"]), True)[..., :-1], region[..., 1:] > 0
+    )
 
 
 @pytest.mark.parametrize("case", ELSEWHERE)
@@ -528,7 +529,10 @@ def test_padding_is_air_whatever_its_value(tmp_path, corner, kind, padding):
     def padded(file):
         stored = np.full((6, 6), 1024, "<i4")
         stored[0, 0] = corner
-        file.PixelRepresentation, file.PixelData = int(corner < 0), stored.astype("<i2" if corner < 0 else "<u2").tobytes()
+        file.PixelRepresentation, file.PixelData = (
+            int(corner < 0),
+            stored.astype("<i2" if corner < 0 else "<u2").tobytes(),
+        )
         for tag, value in zip((0x00280120, 0x00280121), padding, strict=False):
             file[tag] = pydicom.DataElement(tag, kind, value)
 
