@@ -449,11 +449,12 @@ def test_images_that_lie_elsewhere_are_not_compared(tmp_path, case, capsys):
 
 def test_resampling_finds_each_value_where_it_lies(tmp_path):
     save_image(tmp_path / "a.nii.gz", whole_numbers(), GRID)
-    moved = load_image(tmp_path / "a.nii.gz", replace(GRID, **ELSEWHERE["moved"]), resample=True)  # by a voxel to the left
+    left = replace(GRID, **ELSEWHERE["moved"])  # by a voxel
+    moved = load_image(tmp_path / "a.nii.gz", left, resample=True)
     assert torch.equal(moved[..., :-1], whole_numbers()[..., 1:]) and not moved[..., -1].any()
     region = (whole_numbers() > 200).float()
     save_image(tmp_path / "m.nii.gz", region, GRID)
-    assert torch.equal(load_mask(tmp_path / "m.nii.gz", replace(GRID, **ELSEWHERE["moved"]), True)[..., :-1], region[..., 1:] > 0)
+    assert torch.equal(load_mask(tmp_path / "m.nii.gz", left, True)[..., :-1], region[..., 1:] > 0)
 
 
 @pytest.mark.parametrize("case", ELSEWHERE)
@@ -528,7 +529,8 @@ def test_padding_is_air_whatever_its_value(tmp_path, corner, kind, padding):
     def padded(file):
         stored = np.full((6, 6), 1024, "<i4")
         stored[0, 0] = corner
-        file.PixelRepresentation, file.PixelData = int(corner < 0), stored.astype("<i2" if corner < 0 else "<u2").tobytes()
+        file.PixelRepresentation = int(corner < 0)
+        file.PixelData = stored.astype("<i2" if corner < 0 else "<u2").tobytes()
         for tag, value in zip((0x00280120, 0x00280121), padding, strict=False):
             file[tag] = pydicom.DataElement(tag, kind, value)
 
