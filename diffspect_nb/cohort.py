@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .attenuation import attenuation_factors
 from .core import ImageGrid, InputError
 from .diffusion import CEILING
 from .files import atomic_path, cache_dir
-from .footprint import attenuation_factors
 from .geometry import Scanner, named_scanner, tiny_grid
 from .mlem import mlem
 from .phantom import Phantom, torso

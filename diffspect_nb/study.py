@@ -18,9 +18,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from torch import Tensor
 
 import diffspect_nb
+from .attenuation import attenuation_factors, check_mu
 from .core import ImageGrid, InputError, check_seed
 from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
-from .footprint import attenuation_factors, check_mu
 from .geometry import SCANNERS, Scanner, named_scanner
 from .phantom import Phantom, heart_mask
 from .system import Measurement, SystemMatrix, matrix_of
@@ -244,11 +244,9 @@ def simulate_mismatched(
 
 
 def _really_expected(real: Phantom, bare: SystemMatrix, scanner: Scanner, around: ImageGrid) -> np.ndarray:
-    "Expected counts (view, row, column) of a phantom's relative activity, view by view, so that no matrix is copied."
-    survive = attenuation_factors(real.mu.to(bare.device), scanner, around)
-    x = real.activity.ravel().to(bare.device)
-    views = [block @ (x * a) for block, a in zip(bare.by_pixel, survive, strict=True)]
-    return torch.stack(views).cpu().double().numpy().reshape(bare.proj_shape)
+    "Expected counts (view, row, column) of a phantom's relative activity."
+    system = bare.attenuate(attenuation_factors(real.mu, scanner, around))
+    return system.forward(real.activity.to(bare.device)).cpu().double().numpy()
 
 # %% ../nbs/07_study.ipynb #92d3b3ba
 def image_as_phantom(image: Tensor, own: ImageGrid, mu: Tensor | None = None) -> Callable[[ImageGrid], Phantom]:
