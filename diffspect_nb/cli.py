@@ -414,9 +414,12 @@ def _run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     "Entry point; returns the exit code."
+    began = time.perf_counter()
     _any_code_page()
     asked = sys.argv[1:] if argv is None else argv
-    args = parser(next((word for word in asked if not word.startswith("-")), "")).parse_args(asked)
+    args = parser(next((word for word in asked if not word.startswith("-")), "")).parse_args(
+        asked, argparse.Namespace(began=began)
+    )
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
         _run(args)
