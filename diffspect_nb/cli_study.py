@@ -228,7 +228,7 @@ def iterated(args: argparse.Namespace, study: Study) -> Done:
 # %% ../nbs/66_cli_study.ipynb #7cad36ae
 def run_reconstruct(args: argparse.Namespace) -> None:
     "`diffspect reconstruct STUDY --out DIR`, or `--from result.json` for the same once more"
-    out = writable(args.out)
+    args.began, out = getattr(args, "began", time.perf_counter()), writable(args.out)
     weights = repeat(args) if args.earlier else None
     args.method, args.seed, args.device = args.method or DEFAULT_METHOD, args.seed or 0, args.device or "cpu"
     check_options(args)
