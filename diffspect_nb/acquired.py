@@ -172,7 +172,8 @@ def _radii_mm(heads: _Heads, given_mm: float | None, path: str | Path) -> np.nda
         radii = [r for values in told if (r := _radii_of(values, heads, h)) is not None]
         if not radii:
             rule = f"must be {RADIUS_MM[0]:g} … {RADIUS_MM[1]:g} mm, one for all or one per frame or stop"
-            raise InputError(f"{path}: {tag_of('RadialPosition')} {rule}, got {told}; --radius-mm (radius_mm) gives it")
+            got = ", ".join(str(values) for values in told if values is not None) or "none"
+            raise InputError(f"{path}: {tag_of('RadialPosition')} {rule}, got {got}; --radius-mm (radius_mm) gives it")
         found[heads.head == h] = radii[0]
     return found
 
@@ -334,7 +335,10 @@ def read_stir_pinhole(
     aperture = _aperture_mm(collimator, len(counts))
     with reading(folder / "input.hs", "STIR acquisition"):
         radius, pixel = float(keys["radius"]), float(keys["scaling factor (mm/pixel) [1]"])
+        other = float(keys.get("scaling factor (mm/pixel) [2]", pixel))
         sense = {"CCW": 1.0, "CW": -1.0}[keys["direction of rotation"].upper()]
+    if not (pixel > 0 and abs(other / pixel - 1) <= 1e-3):
+        raise InputError(f"{folder / 'input.hs'}: pixels must be square, got {pixel} and {other} mm")
     to_hole = 10 * collimator.number("Collimator radius(cm)")
     fwhm = 10 * detector.number("Sigma(cm)") * float(np.sqrt(8 * np.log(2)))
     angles = detector.number("ang0(deg)") - 180 + sense * detector.number("incr(deg)") * np.arange(len(counts))
