@@ -23,7 +23,7 @@ from diffspect_nb.dicom import read_activity, read_nm, write_nm
 from diffspect_nb.files import cached_files, load_image, load_mask, read_image, save_image, trim_cache
 from diffspect_nb.footprint import footprints
 from diffspect_nb.geometry import rotating_camera, tiny, tiny_grid
-from diffspect_nb.memory import check_memory, matrix_tiles
+from diffspect_nb.memory import check_memory, free_bytes, matrix_tiles
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, reduced_study, simulate
 from diffspect_nb.system import SystemMatrix
@@ -822,6 +822,22 @@ def test_too_large_a_study_is_refused_before_any_work(tmp_path, capsys, monkeypa
     monkeypatch.setenv("DIFFSPECT_MEMORY_GB", "much")
     with pytest.raises(InputError, match="DIFFSPECT_MEMORY_GB"):
         check_memory(camera, fine)
+
+
+def test_free_memory_is_the_machine_s_or_the_container_s(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIFFSPECT_MEMORY_GB", raising=False)
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    for folder in (tmp_path / "proc", group):
+        folder.mkdir(parents=True)
+    assert free_bytes(tmp_path) is None
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    5000000 kB\n")
+    assert free_bytes(tmp_path) == 5_000_000 * 1024
+    (group / "memory.current").write_text("3000000000\n")
+    (group / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) == 5_000_000 * 1024
+    (group / "memory.max").write_text("4000000000\n")
+    (group / "memory.stat").write_text("anon 5\ninactive_file 500000000\nactive_file 7\n")
+    assert free_bytes(tmp_path) == 1_500_000_000
 
 
 def test_the_cache_has_a_limit_and_can_be_emptied(tmp_path, capsys, monkeypatch):
