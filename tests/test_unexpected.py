@@ -225,6 +225,27 @@ def test_an_acquisition_says_where_it_was_taken_or_is_refused(tmp_path, heads, c
     assert "\n" not in str(refused.value)
 
 
+def test_of_two_energy_windows_one_is_taken_by_its_number(tmp_path, capsys):
+    "Photopeak and scatter, frame by frame in turn, of two heads."
+    turns = put(
+        EnergyWindowVector=[1, 2] * 8,
+        NumberOfEnergyWindows=2,
+        AngularViewVector=[1, 1, 2, 2, 3, 3, 4, 4] * 2,
+        DetectorVector=[1] * 8 + [2] * 8,
+    )
+    path = tomo(tmp_path, turns, heads=2, views=8)
+    stored = torch.tensor(pydicom.dcmread(path).pixel_array).float()
+    for window in (1, 2):
+        study = read_projections(path, window=window)
+        assert torch.equal(study.projections, stored[window - 1 :: 2])
+        assert angles_of(study) == [180, 174, 168, 162, 0, 354, 348, 342]
+    argv = ["import", str(path), "--out", str(tmp_path / "study"), "--shape", "6", "8", "8", "--voxel-mm", "6"]
+    assert main(argv) == 2 and "(0054,0010) is [1, 2], one is read: --window" in capsys.readouterr().err
+    assert main([*argv, "--window", "3"]) == 2 and "has no energy window 3" in capsys.readouterr().err
+    assert main([*argv, "--window", "2"]) == 0
+    assert Study.load(tmp_path / "study").counts == float(stored[1::2].sum())
+
+
 def test_heads_stand_where_their_orientations_say(tmp_path):
     "A start angle for the rotation alone: opposite heads, and heads at right angles (L)."
     bare = [lambda file: [put(StartAngle=None)(file, item) for item in file.DetectorInformationSequence]]
