@@ -220,6 +220,7 @@ def import_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
     text = "from the axis of rotation to the camera's face, where the file does not say so or says what cannot be"
     sub.add_argument("--radius-mm", type=float, help=text)
+    sub.add_argument("--window", type=int, metavar="N", help="energy window to take, if the file holds several")
     text = "middle of the left ventricle (LPS, mm): cut the prior's grid out round it, the rest becomes background"
     add_point(sub, "--heart", text)
     sub.add_argument("--ct", help=CT_HELP)

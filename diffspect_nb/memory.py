@@ -50,29 +50,27 @@ def needed_bytes(scanner: Scanner, grid: ImageGrid, attenuated: bool = False, ne
     return BASE_BYTES + matrix + NETWORK_BYTES * grid.n_voxels * network
 
 
-def _number_in(path: str, key: str = "") -> float | None:
-    "The first number behind a key in one of the system's text files."
+def _number_in(path: Path, key: str = "") -> float | None:
+    "The first number behind a key in one of the system's text files; None where there is none."
     try:
-        words = Path(path).read_text(encoding="ascii", errors="replace").partition(key)[2 if key else 0].split()
-        return float(words[0])
+        text = path.read_text(encoding="ascii", errors="replace")
+        return float((text.partition(key)[2] if key else text).split()[0])
     except (OSError, IndexError, ValueError):
         return None
 
 
-def free_bytes() -> float | None:
+def free_bytes(root: Path = Path("/")) -> float | None:
     "What this process may still take, or $DIFFSPECT_MEMORY_GB (`InputError` on no number); None if nobody says."
     if own := os.environ.get("DIFFSPECT_MEMORY_GB"):
         try:
             return float(own) * 1e9
         except ValueError:
             raise InputError(f"DIFFSPECT_MEMORY_GB must be a number of gigabytes, got {own!r}") from None
-    kilobytes, found = _number_in("/proc/meminfo", "MemAvailable:"), []
-    if kilobytes is not None:
-        found.append(1024 * kilobytes)
-    folder = "/sys/fs/cgroup/memory."
-    limit, used = _number_in(folder + "max"), _number_in(folder + "current")
-    if limit is not None and used is not None:
-        found.append(limit - used + (_number_in(folder + "stat", "inactive_file") or 0))
+    kilobytes, group = _number_in(root / "proc/meminfo", "MemAvailable:"), root / "sys/fs/cgroup"
+    found = [] if kilobytes is None else [1024 * kilobytes]
+    limit, used = _number_in(group / "memory.max"), _number_in(group / "memory.current")
+    if limit is not None and used is not None:  # a container's; what it has read from files it would give back
+        found.append(limit - used + (_number_in(group / "memory.stat", "\ninactive_file") or 0))
     return min(found) if found else None
 
 # %% ../nbs/24_memory.ipynb #d94d8a7f

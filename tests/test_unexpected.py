@@ -23,7 +23,7 @@ from diffspect_nb.dicom import read_activity, read_nm, write_nm
 from diffspect_nb.files import cached_files, load_image, load_mask, read_image, save_image, trim_cache
 from diffspect_nb.footprint import footprints
 from diffspect_nb.geometry import rotating_camera, tiny, tiny_grid
-from diffspect_nb.memory import check_memory, matrix_tiles
+from diffspect_nb.memory import check_memory, free_bytes, matrix_tiles
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, reduced_study, simulate
 from diffspect_nb.system import SystemMatrix
@@ -223,6 +223,27 @@ def test_an_acquisition_says_where_it_was_taken_or_is_refused(tmp_path, heads, c
     with pytest.raises(InputError, match=named) as refused:
         read_projections(path)
     assert "\n" not in str(refused.value)
+
+
+def test_of_two_energy_windows_one_is_taken_by_its_number(tmp_path, capsys):
+    "Photopeak and scatter, frame by frame in turn, of two heads."
+    turns = put(
+        EnergyWindowVector=[1, 2] * 8,
+        NumberOfEnergyWindows=2,
+        AngularViewVector=[1, 1, 2, 2, 3, 3, 4, 4] * 2,
+        DetectorVector=[1] * 8 + [2] * 8,
+    )
+    path = tomo(tmp_path, turns, heads=2, views=8)
+    stored = torch.tensor(pydicom.dcmread(path).pixel_array).float()
+    for window in (1, 2):
+        study = read_projections(path, window=window)
+        assert torch.equal(study.projections, stored[window - 1 :: 2])
+        assert angles_of(study) == [180, 174, 168, 162, 0, 354, 348, 342]
+    argv = ["import", str(path), "--out", str(tmp_path / "study"), "--shape", "6", "8", "8", "--voxel-mm", "6"]
+    assert main(argv) == 2 and "(0054,0010) is [1, 2], one is read: --window" in capsys.readouterr().err
+    assert main([*argv, "--window", "3"]) == 2 and "has no energy window 3" in capsys.readouterr().err
+    assert main([*argv, "--window", "2"]) == 0
+    assert Study.load(tmp_path / "study").counts == float(stored[1::2].sum())
 
 
 def test_heads_stand_where_their_orientations_say(tmp_path):
@@ -822,6 +843,22 @@ def test_too_large_a_study_is_refused_before_any_work(tmp_path, capsys, monkeypa
     monkeypatch.setenv("DIFFSPECT_MEMORY_GB", "much")
     with pytest.raises(InputError, match="DIFFSPECT_MEMORY_GB"):
         check_memory(camera, fine)
+
+
+def test_free_memory_is_the_machine_s_or_the_container_s(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIFFSPECT_MEMORY_GB", raising=False)
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    for folder in (tmp_path / "proc", group):
+        folder.mkdir(parents=True)
+    assert free_bytes(tmp_path) is None
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    5000000 kB\n")
+    assert free_bytes(tmp_path) == 5_000_000 * 1024
+    (group / "memory.current").write_text("3000000000\n")
+    (group / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) == 5_000_000 * 1024
+    (group / "memory.max").write_text("4000000000\n")
+    (group / "memory.stat").write_text("anon 5\ninactive_file 500000000\nactive_file 7\n")
+    assert free_bytes(tmp_path) == 1_500_000_000
 
 
 def test_the_cache_has_a_limit_and_can_be_emptied(tmp_path, capsys, monkeypatch):
