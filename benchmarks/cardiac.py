@@ -30,7 +30,8 @@ from diffspect_nb.geometry import named_scanner
 from diffspect_nb.mlem import osem
 from diffspect_nb.polar import PolarMap, polar_map
 from diffspect_nb.reading import Deficit, NormalHearts, deficit, load_normals, normal_hearts, save_normals
-from diffspect_nb.study import Study, reduced, simulate_mismatched
+from diffspect_nb.recipe import simulate_mismatched
+from diffspect_nb.study import Study, reduced
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_NORMAL = 915_000
@@ -41,10 +42,10 @@ FIELDS = ("case", "image", *ERRORS, "match", "find_s", "read_s", *FINDINGS, "not
 
 
 def normal_study(seed: int) -> Study:
-    "A woman (even seed) or a man without defects, acquired as the held-out patients are."
+    "A woman (even seed) or a man with a usual heart and no defects, acquired as the held-out patients are."
     grid, scanner, rng = ImageGrid(), named_scanner("dnm570c"), np.random.default_rng([seed, 3])
     mismatch, counts = draw_mismatch(rng), draw_counts(rng)
-    paint = painter(seed, defects=[], sex="fm"[seed % 2])
+    paint = painter(seed, "usual", "fm"[seed % 2], defects=[])
     own = mismatch.true_system(scanner, grid, cache=False)
     return simulate_mismatched(paint, scanner, grid, counts, rng, mismatch, own)
 

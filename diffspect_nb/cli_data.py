@@ -30,7 +30,8 @@ from .mlem import mlem, osem
 from .prior import pretrained
 from .reconstruction import versions
 from .sampler import PaperWeights, Weights
-from .study import Study, image_as_phantom, simulate, simulate_mismatched
+from .recipe import image_as_phantom, simulate_mismatched
+from .study import Study, simulate
 
 if TYPE_CHECKING:
     from diffspect_nb.benchmark import Method
@@ -172,7 +173,8 @@ def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     def make(path: Path, mask: Path | None, number: int) -> Study:
         activity, grid = read_activity(path)
         rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
-        mismatch = replace(draw_mismatch(rng), ct_shift_mm=(0.0, 0.0, 0.0))
+        still = dict.fromkeys(("ct_shift_mm", "ct_turn_deg", "breathing_mm", "drift_mm"), (0.0, 0.0, 0.0))
+        mismatch = replace(draw_mismatch(rng), **still)  # a scan has moved already, and has no CT
         study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
         heart = None if mask is None else dilate(load_image(mask) > 0, 5)
         return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})
