@@ -22,7 +22,7 @@ import torch
 import diffspect_nb
 from diffspect_nb.anatomy import defect_weight
 from diffspect_nb.cardiac import LeftVentricle, find_ventricle, reorient, true_ventricle
-from diffspect_nb.cohort import FIRST_TEST, draw_counts, draw_mismatch, held_out_study, painter
+from diffspect_nb.cohort import FIRST_TEST, draw_counts, draw_mismatch, generator_fingerprint, held_out_study, painter
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.dicom import read_activity
 from diffspect_nb.files import atomic_path, cache_dir, load_image
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="patients (50), or normal hearts of both sexes together (40)")
     parser.add_argument("--first", type=int, default=FIRST_TEST, help="seed of the first patient")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "cardiac.csv")
-    parser.add_argument("--cache", type=Path, default=cache_dir() / "cardiac")
+    parser.add_argument("--cache", type=Path, default=cache_dir() / f"cardiac-{generator_fingerprint()[:8]}")
     home = ROOT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DIFFSPECT_DATA", home)))
     args = parser.parse_args()

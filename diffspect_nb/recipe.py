@@ -265,23 +265,29 @@ class RealSystem:
     near: SystemMatrix
     near_grid: ImageGrid
     far: SystemMatrix
-    far_grid: ImageGrid  # voxels twice as large
+    far_grid: ImageGrid  # voxels twice as large, if the image's are below 8 mm
 
     @classmethod
     def build(cls, scanner: Scanner, grid: ImageGrid, offset_mm: tuple[float, float, float], cache: bool) -> RealSystem:
         "Both matrices of a scanner; `cache` keeps them on disk."
-        margin = 2 * int(np.ceil(NEAR_MM / grid.voxel_mm))
-        near = [n + n % 2 + margin for n in grid.shape]
-        far = [n // 2 + 2 * int(np.ceil(FAR_MM / (2 * grid.voxel_mm))) for n in near]
-        grids = ImageGrid(tuple(near), grid.voxel_mm, offset_mm), ImageGrid(tuple(far), 2 * grid.voxel_mm, offset_mm)
-        inner, outer = (SystemMatrix.build(scanner, g, cache=cache) for g in grids)
-        return cls(scanner, inner, grids[0], outer, grids[1])
+        times, fine = 2 if grid.voxel_mm < 8 else 1, grid.voxel_mm
+        z, y, x = (n + n % 2 + 2 * int(np.ceil(NEAR_MM / fine)) for n in grid.shape)
+        more, coarse = 2 * int(np.ceil(FAR_MM / (times * fine))), times * fine
+        near = ImageGrid((z, y, x), fine, offset_mm)
+        far = ImageGrid((z // times + more, y // times + more, x // times + more), coarse, offset_mm)
+        inner, outer = (SystemMatrix.build(scanner, g, cache=cache) for g in (near, far))
+        return cls(scanner, inner, near, outer, far)
+
+    @property
+    def times(self) -> int:
+        "How many times larger a far voxel's edge is than a near one's."
+        return round(self.far_grid.voxel_mm / self.near_grid.voxel_mm)
 
     @property
     def hole(self) -> tuple[slice, ...]:
         "Where the near grid lies in the far one, (z, y, x)."
         pairs = zip(self.far_grid.shape, self.near_grid.shape, strict=True)
-        return tuple(slice((f - n // 2) // 2, (f + n // 2) // 2) for f, n in pairs)
+        return tuple(slice((f - n // self.times) // 2, (f + n // self.times) // 2) for f, n in pairs)
 
     def to(self, device: torch.device | str) -> RealSystem:
         "The same on another device."
@@ -308,12 +314,13 @@ def really_expected(
     "Expected counts of a patient's relative activity, unscattered and scattered; the latter in units of their own."
     near, far = paint(real.near_grid), paint(real.far_grid)
     x_near, x_far = (moving(p.activity, p.grid, mismatch) for p in (near, far))
-    rest, x_rest = far.mu.clone(), x_far.clone()
+    rest, x_rest = far.mu.clone(), real.times**3 * x_far  # uptake is per voxel of the image's size
     rest[real.hole], x_rest[real.hole] = 0, 0
     beyond = _survival(rest, real, real.far_grid).view(-1, *real.far_grid.shape)[(slice(None), *real.hole)]
-    beyond = beyond.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(1)
+    for axis in (1, 2, 3):
+        beyond = beyond.repeat_interleave(real.times, axis)
     through = _survival(far.mu, real, real.far_grid)
-    near_counts = _counted(real.near, x_near, _survival(near.mu, real, real.near_grid) * beyond)
+    near_counts = _counted(real.near, x_near, _survival(near.mu, real, real.near_grid) * beyond.flatten(1))
     source = far.mu / WATER_PER_CM * _spread(x_far, mismatch.scatter_mm / real.far_grid.voxel_mm)
     return near_counts + _counted(real.far, x_rest, through), _counted(real.far, source, through)
 
