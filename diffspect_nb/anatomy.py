@@ -336,7 +336,7 @@ def draw_heart(rng: np.random.Generator, sex: str, kind: str | None = None) -> d
         size = _draw_size(rng, sex == "m", HEARTS[kind]) | {"exponent": exponent}
         mass = lv_mass_g(size)
     pose = _draw_pose(rng)
-    surface = {"unevenness_mm": float(rng.uniform(0, 1.0)), "motion_mm": float(rng.uniform(0, 7))}
+    surface: dict = {"unevenness_mm": float(rng.uniform(0, 1.0)), "motion_mm": float(rng.uniform(0, 7))}
     if HEARTS[kind].bulge:  # radius ÷ the cavity's, wall in mm, mm beyond the cavity's end
         surface["bulge"] = [float(rng.uniform(*ends)) for ends in ((0.65, 0.9), (3, 5), (6, 16))]
     return {"kind": kind} | pose | size | surface | {"lv_mass_g": mass}

@@ -84,8 +84,8 @@ def place_ventricle(
             f"a ventricle needs a radius of 5 to 80 mm and an apex 20 mm or more beyond its base, got {got}"
         )
     origin, axis = np.asarray(origin_mm, float), long_axis(azimuth_deg, elevation_deg)
-    size = {"radius_mm": float(radius_mm), "match": float(match)}
-    return LeftVentricle(origin, axis, *across(axis), float(base_mm), float(apex_mm), **size)
+    ends = float(base_mm), float(apex_mm)
+    return LeftVentricle(origin, axis, *across(axis), *ends, radius_mm=float(radius_mm), match=float(match))
 
 
 def true_ventricle(heart: dict) -> LeftVentricle:

@@ -173,8 +173,9 @@ def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     def make(path: Path, mask: Path | None, number: int) -> Study:
         activity, grid = read_activity(path)
         rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
-        still = dict.fromkeys(("ct_shift_mm", "ct_turn_deg", "breathing_mm", "drift_mm"), (0.0, 0.0, 0.0))
-        mismatch = replace(draw_mismatch(rng), **still)  # a scan has moved already, and has no CT
+        still = (0.0, 0.0, 0.0)  # a scan has moved already, and has no CT
+        placed = replace(draw_mismatch(rng), ct_shift_mm=still, ct_turn_deg=still)
+        mismatch = replace(placed, breathing_mm=still, drift_mm=still)
         study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
         heart = None if mask is None else dilate(load_image(mask) > 0, 5)
         return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})

@@ -39,6 +39,8 @@ from diffspect_nb.prior import (
 )
 from diffspect_nb.recipe import (
     ACQUISITION_RANGES,
+    DEFECTS,
+    KINDS,
     PATIENT_RANGES,
     SCANNER_RANGES,
     SHARES,
@@ -265,7 +267,7 @@ def generator_fingerprint() -> str:
     drawn = [painter(seed)(tiny_grid()) for seed in range(3)]
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
     ranges = [(r.low, r.high) for r in (PATIENT_RANGES | SCANNER_RANGES | ACQUISITION_RANGES).values()]
-    rule = Mismatch.draw(np.random.default_rng(0)), ranges, SHARES
+    rule = Mismatch.draw(np.random.default_rng(0)), ranges, SHARES, DEFECTS, KINDS
     seen = EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM
     return hashlib.sha256(b"".join([*rounded, repr((rule, seen)).encode()])).hexdigest()
 
