@@ -5,12 +5,14 @@
 # %% ../nbs/08_mlem.ipynb #e611cbef
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .core import InputError, Step, last
+from .footprint import compiled
 from .system import Measurement, poisson_log_likelihood
 
 # %% auto #0
@@ -26,6 +28,27 @@ def _uniform(measurement: Measurement) -> Tensor:
     "The same activity in every voxel that is seen, with the measured total; (z, y, x), or a stack."
     s, y = measurement.sensitivity, measurement.counts
     return (s > 0) * (y.sum((-3, -2, -1), keepdim=True) / s.sum().clamp_min(1e-30))
+
+# %% ../nbs/08_mlem.ipynb #38c34852
+@compiled
+def _updated(found, x, back, sensitivity):
+    for i in range(np.uint64(found.size)):
+        found[i] = x[i] * back[i] / sensitivity[i] if sensitivity[i] > 0 else x[i]
+
+
+def _em_update(x: Tensor, back: Tensor, sensitivity: Tensor) -> Tensor:
+    "x · back ÷ sensitivity, x where nothing is seen: on a processor in one pass, not in one for each sign."
+    if x.device.type == "cpu":
+        return _voxel_by_voxel(_updated, x, back, sensitivity)
+    return torch.where(sensitivity > 0, x * back / sensitivity.clamp_min(1e-30), x)
+
+
+def _voxel_by_voxel(kernel: Callable, x: Tensor, *others: Tensor | float) -> Tensor:
+    "A compiled loop over voxels of images alike, or of one for all of a stack; numbers go in as they are."
+    found, numbers = torch.empty_like(x), x.numpy().dtype.type
+    flat = (o.expand_as(x).contiguous().numpy().ravel() if isinstance(o, Tensor) else numbers(o) for o in others)
+    kernel(found.numpy().ravel(), x.contiguous().numpy().ravel(), *flat)
+    return found
 
 # %% ../nbs/08_mlem.ipynb #e60827c4
 @torch.no_grad()
@@ -46,8 +69,7 @@ def mlem_steps(
     for i in range(1, n_iter + 1):
         for part in subsets:
             expected = part.expected(x) if expected is None else expected
-            update = part.system.adjoint(_ratio(part.counts, expected)) / part.sensitivity.clamp_min(1e-30)
-            x = torch.where(part.sensitivity > 0, x * update, x)
+            x = _em_update(x, part.system.adjoint(_ratio(part.counts, expected)), part.sensitivity)
             expected = None
         if n_subsets == 1 or likelihood:
             full = measurement.expected(x)
@@ -98,8 +120,23 @@ def anchored_em(
     return v
 
 # %% ../nbs/08_mlem.ipynb #22b9e4bd
+@compiled
+def _roots(found, e, s, anchor, strength):
+    for i in range(np.uint64(found.size)):
+        pull, tied = strength * anchor[i] - s[i], strength * anchor[i] > 0
+        root = np.sqrt(pull * pull + 4 * strength * e[i])
+        if pull > 0:
+            found[i] = (pull + root) / (2 * strength)
+        elif tied or s[i] > 0:
+            found[i] = 2 * e[i] / (root - pull) if root > pull else 0
+        else:
+            found[i] = anchor[i]
+
+
 def anchored_root(e: Tensor, s: Tensor, anchor: Tensor, strength: Tensor) -> Tensor:
     "The positive root of b v² − (b v⁰ − s) v − e = 0, voxel by voxel; the anchor where nothing pulls."
+    if e.device.type == "cpu" and strength.ndim == 0:
+        return _voxel_by_voxel(_roots, e, s, anchor, float(strength))
     pull = strength * anchor - s
     root = torch.sqrt(pull**2 + 4 * strength * e)
     up = (pull + root) / (2 * strength).clamp_min(1e-38)

@@ -189,9 +189,8 @@ KNOBS = {  # method → its weights that have a slider
 
 
 def usual_weights(method: str, count_level: float, view_share: float) -> Weights:
-    "A method's own choice for an acquisition; the anchored walk begins with one noise field, for a first picture soon."
-    soon = {"first_fields": 1} if method == "anchored" else {}
-    return METHODS[method].for_level(count_level, view_share, **soon)
+    "A method's own choice for an acquisition."
+    return METHODS[method].for_level(count_level, view_share)
 
 # %% ../nbs/62_panels.ipynb #110c4993
 class MethodPanel(w.VBox):

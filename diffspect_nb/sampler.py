@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['FLOOR', 'Denoise', 'BY_HAND', 'Setting', 'described', 'Weights', 'settings_of', 'weights_from_json',
            'fitted_lambda_dps', 'fitted_lambda_mlem', 'PaperWeights', 'insert_mlem', 'tv_along_z', 'pull_towards',
-           'noise_fields', 'paper_walk', 'AnchoredWeights', 'anchor_to_counts', 'anchored_walk']
+           'noise_fields', 'paper_walk', 'AnchoredWeights', 'anchor_to_counts', 'opposite_pairs', 'anchored_walk']
 
 # %% ../nbs/20_sampler.ipynb #f4f13ef2
 @dataclass(frozen=True)
@@ -330,8 +330,10 @@ class AnchoredWeights(Weights):
     steps: int = described(10, "N", "", 1, 1000, "noise levels visited", BY_HAND, shown=(1, 50))
     start: int = described(600, "t₀", "noise level", 0, 999, "noise level of the first step", BY_HAND, shown=(0, 999))
     end: int = described(40, "t₁", "noise level", 0, 999, "noise level of the last step", "set by hand", shown=(0, 200))
-    fields: int = described(3, "F", "", 1, 100, "noise fields per step, estimates averaged", BY_HAND, shown=(1, 6))
-    first_fields: int = described(0, "F₁", "", 0, 100, "the same in the first step; 0: as many", BY_HAND, shown=(0, 6))
+    fields: int = described(
+        2, "F", "", 1, 100, "noise fields per step, in opposite pairs, estimates averaged",
+        "12 validation patients against three independent ones", shown=(1, 6),
+    )  # fmt: skip
     updates: int = described(2, "J", "", 0, 100, "anchored EM passes per step", BY_HAND, shown=(0, 10))
     subsets: int = described(
         4, "M", "", 1, 100, "ordered subsets within a pass", "set by hand on 6 validation patients", shown=(1, 19)
@@ -352,7 +354,7 @@ class AnchoredWeights(Weights):
     def for_level(cls, count_level: float, view_share: float = 1.0, **changes: Any) -> Self:
         """The fewer the counts, the tighter the prior's hold; the fewer counts or views, the earlier the start.
 
-        From half the dose on more updates from the counts, and one field in the first step."""
+        From half the dose on more updates from the counts."""
         level = float(np.clip(count_level, 0.005, 1))
         known = float(np.clip(count_level * view_share, 0.005, 1))
         plenty = known > 0.4
@@ -360,9 +362,9 @@ class AnchoredWeights(Weights):
         chosen: dict[str, Any] = {"steps": steps, "start": max(round(260 * known**-0.25), end + steps - 1)}
         chosen["anchor"] = round(max(0.004, 0.00061 * level**-1.35), 4)
         if plenty:
-            chosen |= {"subsets": 10, "final_updates": round(10 * known), "first_fields": 1}
+            chosen |= {"subsets": 10, "final_updates": round(10 * known)}
         if steps > 15:
-            chosen["fields"] = 2  # many steps average by themselves
+            chosen["fields"] = 1  # many steps average by themselves
         return cls(**(chosen | changes))
 
 # %% ../nbs/20_sampler.ipynb #2a1926d5
@@ -376,6 +378,12 @@ def anchor_to_counts(x0: Tensor, measurement: Measurement, scale: float, weights
     return scale * anchored_em(measurement, photons, strength, weights.updates, subsets)
 
 # %% ../nbs/20_sampler.ipynb #d6620a1d
+def opposite_pairs(noise: Iterator[Tensor], n: int) -> list[Tensor]:
+    "n fields: ε₁, −ε₁, ε₂, −ε₂, …; the last of an odd number has no opposite."
+    drawn = [next(noise) for _ in range((n + 1) // 2)]
+    return [field for e in drawn for field in (e, -e)][:n]
+
+
 @torch.no_grad()
 def anchored_walk(
     denoise: Denoise,  # one that says `stacks = True` is given a step's fields as one stack (n, z, y, x)
@@ -395,10 +403,9 @@ def anchored_walk(
     x = (x_in * scale).clamp(0, CEILING)  # 1
     for i, t in enumerate(levels, 1):  # 2
         started = time.perf_counter()
-        n = weights.first_fields if i == 1 and weights.first_fields else weights.fields
-        noisy = [add_noise(x, next(noise), t, schedule) for _ in range(n)]
+        noisy = [add_noise(x, e, t, schedule) for e in opposite_pairs(noise, weights.fields)]
         seen = denoise(torch.stack(noisy), t) if getattr(denoise, "stacks", False) else [denoise(a, t) for a in noisy]
-        predicted = sum(seen[1:], seen[0]) / n  # 3
+        predicted = sum(seen[1:], seen[0]) / len(noisy)  # 3
         x = anchor_to_counts(predicted, measurement, scale, weights).clamp_max(CEILING)  # 4
         image = x.clamp_min(0) / scale
         if i == len(levels) and weights.final_updates > 0:  # 5

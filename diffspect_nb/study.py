@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import diffspect_nb
+from .attenuation import check_mu
 from .core import ImageGrid, InputError
 from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
-from .footprint import check_mu
 from .geometry import SCANNERS, Scanner, named_scanner
 from .phantom import Phantom, heart_mask
 from .system import Measurement, SystemMatrix, matrix_of

@@ -10,7 +10,6 @@ import json
 import warnings
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,54 +18,27 @@ import numpy as np
 import scipy.sparse
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
+from .attenuation import attenuation_factors
 from .core import ImageGrid, InputError
 from .files import atomic_path, cache_dir
-from .footprint import PRUNE, SHIFTS, attenuation_factors, view_blocks
+from .footprint import PRUNE, SHIFTS, TILE, FootprintMatrix, ViewFootprints, footprints
 from .geometry import Scanner
+from .sparse import SparseMatrix, written_out
 
 # %% auto #0
-__all__ = ['SPARE', 'SystemMatrix', 'adjoint_gap', 'cache_path', 'poisson_log_likelihood', 'poisson_deviance', 'Measurement',
-           'matrix_of']
-
-# %% ../nbs/06_system.ipynb #5bc93062
-# MKL's product of a CSR matrix with a vector loads column indices 16 at a time and may read beyond the last;
-# where the next page of memory is nobody's, that ends the process.
-SPARE = 16
-
-
-def _sparse(crow: Tensor, col: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
-    "A torch CSR matrix with `SPARE` room behind the column indices, and without torch's notice that these are young."
-    if col.untyped_storage().nbytes() < (col.storage_offset() + len(col) + SPARE) * col.itemsize:
-        col = torch.cat([col, col.new_zeros(SPARE)])[: len(col)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)
-        return torch.sparse_csr_tensor(crow, col, values, size=tuple(shape), check_invariants=False)
-
-
-def _csr(matrix: scipy.sparse.csr_matrix) -> Tensor:
-    "A SciPy CSR matrix as a torch one that shares its memory."
-    crow, col = (torch.from_numpy(a.astype(np.int32, copy=False)) for a in (matrix.indptr, matrix.indices))
-    return _sparse(crow, col, torch.from_numpy(matrix.data), matrix.shape)
+__all__ = ['SystemMatrix', 'adjoint_gap', 'cache_path', 'poisson_log_likelihood', 'poisson_deviance', 'Measurement', 'matrix_of']
 
 # %% ../nbs/06_system.ipynb #14a73782
-def _moved(blocks: tuple[Tensor, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    "CSR blocks on another device, of another type."
-    parts = ((b.crow_indices().to(device), b.col_indices().to(device), b.values().to(device, dtype)) for b in blocks)
-    return tuple(_sparse(*part, b.shape) for part, b in zip(parts, blocks, strict=True))
-
-
 @dataclass(frozen=True, eq=False)
 class SystemMatrix:
-    """Probability that a photon emitted in voxel j is detected in bin k, one sparse block per view.
+    """Probability that a photon emitted in voxel j is detected in bin k.
 
-    `forward` and `adjoint` take a shaped or a flat tensor, or a stack of shaped ones, and answer in kind: a stack of
-    twelve costs about as much as two, because the matrix is read once."""
+    `forward` and `adjoint` take a shaped or a flat tensor, or a stack of shaped ones, and answer in kind."""
 
-    by_pixel: tuple[Tensor, ...]  # per view, sparse CSR (pixels, voxels)
-    by_voxel: tuple[Tensor, ...]  # per view, sparse CSR (voxels, pixels): the transposes
+    kept: FootprintMatrix | SparseMatrix  # how the numbers are kept
     image_shape: tuple[int, int, int]  # (z, y, x)
     proj_shape: tuple[int, int, int]  # (view, row, column)
 
@@ -75,17 +47,8 @@ class SystemMatrix:
         """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given.
 
         The bare matrix comes from the cache if it is there."""
-        path = cache_path(scanner, grid)
-        if cache and path.exists():
-            blocks = _load_blocks(path)
-        else:
-            blocks = view_blocks(scanner, grid)
-            if cache:
-                try:
-                    _save_blocks(path, blocks)
-                except InputError as e:  # a cache saves time; without one it is only slower
-                    warnings.warn(f"the system matrix is not kept: {e}", stacklevel=2)
-        system = cls._from_blocks(blocks, grid.shape, (scanner.n_views, *scanner.pixels))
+        bare = _cached(scanner, grid) if cache else footprints(scanner, grid)
+        system = cls(bare, grid.shape, (scanner.n_views, *scanner.pixels))
         return system if mu is None else system.attenuate(attenuation_factors(mu, scanner, grid))
 
     @classmethod
@@ -94,38 +57,27 @@ class SystemMatrix:
 
         Raises `InputError` on another shape and on values that are not finite or below 0."""
         matrix = scipy.sparse.csr_matrix(matrix)
-        n_views, pixels = proj_shape[0], int(np.prod(proj_shape[1:]))
-        wanted = n_views * pixels, int(np.prod(image_shape))
+        wanted = int(np.prod(proj_shape)), int(np.prod(image_shape))
         if matrix.shape != wanted:
             raise InputError(f"system matrix must be (bins, voxels) = {wanted}, got {matrix.shape}")
         if not (np.isfinite(matrix.data).all() and (matrix.data >= 0).all()):
             raise InputError("system matrix must hold finite values >= 0")
-        if matrix.data.dtype not in (np.float32, np.float64):
-            matrix = matrix.astype(np.float32)
-        return cls._from_blocks(
-            [matrix[v * pixels : (v + 1) * pixels].T.tocsr() for v in range(n_views)], image_shape, proj_shape
-        )
-
-    @classmethod
-    def _from_blocks(cls, blocks: Sequence[scipy.sparse.csr_matrix], image_shape, proj_shape) -> SystemMatrix:
-        with ThreadPoolExecutor(2) as pool:
-            by_pixel = tuple(pool.map(lambda b: _csr(b.T.tocsr()), blocks))
-        return cls(by_pixel, tuple(map(_csr, blocks)), tuple(image_shape), tuple(proj_shape))
+        return cls(SparseMatrix.from_scipy(matrix, proj_shape[0]), tuple(image_shape), tuple(proj_shape))
 
     @property
     def dtype(self) -> torch.dtype:
         "Floating-point type of the values."
-        return self.by_pixel[0].dtype
+        return self.kept.dtype
 
     @property
     def device(self) -> torch.device:
         "Where the matrix lives."
-        return self.by_pixel[0].device
+        return self.kept.device
 
     @property
     def n_bytes(self) -> int:
-        "Bytes that one forward and one adjoint product read: values and column indices."
-        return sum(b.values().nbytes + b.col_indices().nbytes for b in (*self.by_pixel, *self.by_voxel))
+        "Bytes that one forward and one adjoint product read."
+        return self.kept.n_bytes
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SystemMatrix:
         "The same matrix on another device or with another floating-point type; itself if that changes nothing."
@@ -133,8 +85,7 @@ class SystemMatrix:
         if wanted == (self.device, self.dtype):
             return self
         if wanted not in self._copies:
-            by_pixel, by_voxel = (_moved(blocks, *wanted) for blocks in (self.by_pixel, self.by_voxel))
-            self._copies[wanted] = replace(self, by_pixel=by_pixel, by_voxel=by_voxel)
+            self._copies[wanted] = replace(self, kept=_moved(self.kept, *wanted))
         return self._copies[wanted]
 
     @cached_property
@@ -148,35 +99,33 @@ class SystemMatrix:
             raise InputError(f"views must be distinct indices 0 … {self.proj_shape[0] - 1}, got {views}")
         if views == list(range(self.proj_shape[0])):
             return self
-        by_pixel, by_voxel = (tuple(blocks[v] for v in views) for blocks in (self.by_pixel, self.by_voxel))
-        return SystemMatrix(by_pixel, by_voxel, self.image_shape, (len(views), *self.proj_shape[1:]))
+        return replace(self, kept=self.kept.of_views(views), proj_shape=(len(views), *self.proj_shape[1:]))
 
     def attenuate(self, factors: Tensor) -> SystemMatrix:
         "Multiply each (voxel, view) by its attenuation factor; `factors` is (views, voxels)."
         wanted = self.proj_shape[0], int(np.prod(self.image_shape))
         if tuple(factors.shape) != wanted:
             raise InputError(f"attenuation factors must be (views, voxels) = {wanted}, got {tuple(factors.shape)}")
-        by_pixel, by_voxel = [], []
-        for p, v, a in zip(self.by_pixel, self.by_voxel, factors.to(self.device, self.dtype), strict=True):
-            values = p.values() * a[p.col_indices()]
-            by_pixel.append(_sparse(p.crow_indices(), p.col_indices(), values, p.shape))
-            values = v.values() * torch.repeat_interleave(a, v.crow_indices().diff())
-            by_voxel.append(_sparse(v.crow_indices(), v.col_indices(), values, v.shape))
-        return SystemMatrix(tuple(by_pixel), tuple(by_voxel), self.image_shape, self.proj_shape)
+        return replace(self, kept=self.kept.attenuated(factors))
 
     def forward(self, image: Tensor) -> Tensor:
         "Expected counts S x: image (z, y, x) in photons → projections (view, row, column) in counts."
-        x, ndim = self._columns(image, self.image_shape, "image")
-        return _restored(torch.cat([block @ x for block in self.by_pixel]), self.proj_shape, ndim)
+        return self._through(self.kept.forward, image, "image", self.image_shape, self.proj_shape)
 
     def adjoint(self, projections: Tensor) -> Tensor:
         "Back-projection Sᵀ y: projections (view, row, column) → image (z, y, x)."
-        y, ndim = self._columns(projections, self.proj_shape, "projections")
-        x = torch.zeros(int(np.prod(self.image_shape)), *y.shape[1:], dtype=self.dtype, device=self.device)
-        add_product = torch.addmv if y.ndim == 1 else torch.addmm
-        for block, view in zip(self.by_voxel, y.chunk(len(self.by_voxel)), strict=True):
-            add_product(x, block, view, out=x)
-        return _restored(x, self.image_shape, ndim)
+        return self._through(self.kept.adjoint, projections, "projections", self.proj_shape, self.image_shape)
+
+    def _through(self, product, array: Tensor, what: str, shape: tuple[int, ...], result: tuple[int, ...]) -> Tensor:
+        "A product of what came in flat, shaped or as a stack; the answer has the same form."
+        array = torch.as_tensor(array, dtype=self.dtype, device=self.device)
+        if array.ndim == 4 and tuple(array.shape[1:]) == tuple(shape):
+            return product(array.reshape(len(array), -1)).view(-1, *result)
+        if tuple(array.shape) not in (tuple(shape), (int(np.prod(shape)),)):
+            got = tuple(array.shape)
+            raise InputError(f"{what} must have shape {tuple(shape)}, its flat length, or be a stack (n, …), got {got}")
+        found = product(array.reshape(1, -1))
+        return found.view(-1) if array.ndim == 1 else found.view(result)
 
     @cached_property
     def sensitivity(self) -> Tensor:
@@ -193,54 +142,27 @@ class SystemMatrix:
         if n not in self._subsets:
             views = [list(range(i, self.proj_shape[0], n)) for i in range(n)]
             parts = [self if n == 1 else self.keep_views(v) for v in views]
-            self._subsets[n] = [
-                (v, part._in_one_block() if part.device.type == "cuda" else part)
-                for v, part in zip(views, parts, strict=True)
-            ]
+            if self.device.type == "cuda" and isinstance(self.kept, SparseMatrix):
+                parts = [replace(part, kept=part.kept.in_one_block()) for part in parts]
+            self._subsets[n] = list(zip(views, parts, strict=True))
         return self._subsets[n]
-
-    def _in_one_block(self) -> SystemMatrix:
-        "The blocks of all views joined to one, in new memory; for products only: views can no longer be taken from it."
-        rows, pixels = self.by_pixel, self.by_pixel[0].shape[0]
-        crow = torch.cat([rows[0].crow_indices()[:1], *(b.crow_indices().diff() for b in rows)]).cumsum(0).int()
-        by_pixel = _sparse(
-            crow,
-            torch.cat([b.col_indices() for b in rows]),
-            torch.cat([b.values() for b in rows]),
-            (pixels * len(rows), rows[0].shape[1]),
-        )
-        entries = torch.stack([b.crow_indices().diff() for b in self.by_voxel])  # (view, voxel)
-        voxel = torch.arange(entries.shape[1], device=self.device, dtype=torch.int32)
-        order = torch.cat([torch.repeat_interleave(voxel, n) for n in entries]).argsort(stable=True)
-        column = torch.cat([b.col_indices() + i * pixels for i, b in enumerate(self.by_voxel)])[order]
-        crow = torch.nn.functional.pad(entries.sum(0).cumsum(0), (1, 0)).int()
-        by_voxel = _sparse(
-            crow, column, torch.cat([b.values() for b in self.by_voxel])[order], (entries.shape[1], pixels * len(rows))
-        )
-        return SystemMatrix((by_pixel,), (by_voxel,), self.image_shape, self.proj_shape)
 
     @cached_property
     def _subsets(self) -> dict[int, list[tuple[list[int], SystemMatrix]]]:
         return {}
 
-    def _columns(self, array: Tensor, shape: tuple[int, ...], what: str) -> tuple[Tensor, int]:
-        "As a vector, or for a stack as a matrix of one column each; and the number of dimensions that came in."
-        array = torch.as_tensor(array, dtype=self.dtype, device=self.device)
-        if array.ndim == 4 and tuple(array.shape[1:]) == tuple(shape):
-            return array.reshape(len(array), -1).T.contiguous(), 4
-        if tuple(array.shape) != tuple(shape) and tuple(array.shape) != (int(np.prod(shape)),):
-            got = tuple(array.shape)
-            raise InputError(f"{what} must have shape {tuple(shape)}, its flat length, or be a stack (n, …), got {got}")
-        return array.reshape(-1), array.ndim
+# %% ../nbs/06_system.ipynb #7b3d9bf5
+def _moved(
+    kept: FootprintMatrix | SparseMatrix, device: torch.device, dtype: torch.dtype
+) -> FootprintMatrix | SparseMatrix:
+    "On another device, of another type; away from the processor footprints are written out."
+    if isinstance(kept, FootprintMatrix):
+        if device.type == "cpu":
+            return kept.cast(np.float64 if dtype == torch.float64 else np.float32)
+        kept = written_out(kept, device)
+    return kept.to(device, dtype)
 
 # %% ../nbs/06_system.ipynb #2dc4fca7
-def _restored(columns: Tensor, shape: tuple[int, ...], ndim: int) -> Tensor:
-    "Back to what came in: flat (1), shaped (3) or a stack (4)."
-    if ndim == 4:
-        return columns.T.contiguous().view(-1, *shape)
-    return columns.view(shape) if ndim == 3 else columns
-
-
 def adjoint_gap(system: SystemMatrix, seed: int = 0) -> float:
     "Relative difference between ⟨S x, y⟩ and ⟨x, Sᵀ y⟩ for random x and y: 0 for an exact pair."
     random = torch.Generator().manual_seed(seed)
@@ -256,50 +178,43 @@ def cache_path(scanner: Scanner, grid: ImageGrid) -> Path:
     content = {
         "scanner": scanner.to_json() | {"status": None, "name": None},
         "grid": grid.to_json(),
-        "footprint": [SHIFTS, PRUNE[scanner.collimator]],
+        "footprint": [SHIFTS, PRUNE[scanner.collimator], TILE],
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / f"system-{key}.safetensors"
 
 
-def _save_blocks(path: Path, blocks: Sequence[scipy.sparse.csr_matrix]) -> None:
-    tensors, sums = {}, {}
-    for v, block in enumerate(blocks):
-        parts = {
-            "entries": np.diff(block.indptr).astype(
-                np.uint8 if np.diff(block.indptr).max(initial=0) < 256 else np.int32
-            ),
-            "pixel": block.indices.astype(np.int16),
-            "value": block.data,
-        }
-        for name, array in parts.items():
-            tensors[f"{v}.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
-            sums[f"{v}.{name}"] = str(zlib.crc32(np.ascontiguousarray(array).data))
+def _cached(scanner: Scanner, grid: ImageGrid) -> FootprintMatrix:
+    "The bare matrix from the cache, or built and put there."
+    path = cache_path(scanner, grid)
+    if path.exists():
+        return _load(path, grid.n_voxels, scanner.pixels)
+    built = footprints(scanner, grid)
+    try:
+        _save(path, built)
+    except InputError as e:  # a cache saves time; without one it is only slower
+        warnings.warn(f"the system matrix is not kept: {e}", stacklevel=3)
+    return built
+
+
+def _save(path: Path, built: FootprintMatrix) -> None:
+    arrays = {name: np.concatenate([getattr(v, name) for v in built.views]) for name in ViewFootprints._fields}
+    arrays |= {"ends": np.cumsum([len(v.voxel) for v in built.views]), "weight": built.weight}
     with atomic_path(path) as tmp:
-        save_file(tensors, tmp, metadata=sums | {"views": str(len(blocks)), "pixels": str(blocks[0].shape[1])})
+        save_file(arrays, tmp, metadata={name: str(zlib.crc32(array.data)) for name, array in arrays.items()})
 
 # %% ../nbs/06_system.ipynb #97875f17
-def _load_blocks(path: Path) -> list[scipy.sparse.csr_matrix]:
-    "The cached blocks; raises `InputError` naming the file if it is damaged."
+def _load(path: Path, n_voxels: int, pixels: tuple[int, int]) -> FootprintMatrix:
+    "The cached footprints; raises `InputError` naming the file if it is damaged."
     try:
         with safe_open(path, framework="np") as file:
-            sums = file.metadata()
-
-            def block(v: int) -> scipy.sparse.csr_matrix:
-                parts = {name: file.get_tensor(f"{v}.{name}") for name in ("entries", "pixel", "value")}
-                for name, array in parts.items():
-                    if str(zlib.crc32(array.data)) != sums[f"{v}.{name}"]:
-                        raise SafetensorError(f"checksum of {v}.{name} differs")
-                ptr = np.zeros(len(parts["entries"]) + 1, dtype=np.int32)
-                np.cumsum(parts["entries"], out=ptr[1:])
-                return scipy.sparse.csr_matrix(
-                    (parts["value"], parts["pixel"].astype(np.int32), ptr),
-                    shape=(len(ptr) - 1, int(sums["pixels"])),
-                    copy=False,
-                )
-
-            with ThreadPoolExecutor(2) as pool:
-                return list(pool.map(block, range(int(sums["views"]))))
+            sums, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        for name, array in arrays.items():
+            if str(zlib.crc32(array.data)) != sums[name]:
+                raise SafetensorError(f"checksum of {name} differs")
+        parts = (np.split(arrays[name], arrays["ends"][:-1]) for name in ViewFootprints._fields)
+        views = tuple(ViewFootprints(*view) for view in zip(*parts, strict=True))
+        return FootprintMatrix(views, arrays["weight"], n_voxels, pixels)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
         raise InputError(
             f"{path}: the cached system matrix is damaged ({e}); delete this file and it is built again"

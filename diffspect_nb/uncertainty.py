@@ -35,9 +35,9 @@ from .study import Study
 from .system import SystemMatrix, cache_path
 
 # %% auto #0
-__all__ = ['LEVELS', 'FITTED', 'resampled', 'Walks', 'start_worker', 'sample_steps', 'posterior_samples', 'Spread', 'spread',
-           'coverage', 'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint', 'Calibration',
-           'uncertainty_of']
+__all__ = ['LEVELS', 'FITTED', 'resampled', 'Walks', 'start_worker', 'of_one_field', 'sample_steps', 'posterior_samples',
+           'Spread', 'spread', 'coverage', 'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint',
+           'Calibration', 'uncertainty_of']
 
 # %% ../nbs/22_uncertainty.ipynb #ea51c664
 def resampled(study: Study, seed: int) -> Study:
@@ -98,6 +98,11 @@ def _walk(payload: bytes, number: int) -> tuple[np.ndarray, float]:
     return _unpacked(payload).sample(number).numpy(), time.perf_counter() - started
 
 # %% ../nbs/22_uncertainty.ipynb #15345ad3
+def of_one_field(weights: Weights) -> Weights:
+    "The weights of a sample: a mean of several noise fields would hide the spread."
+    return replace(weights, fields=1) if isinstance(weights, AnchoredWeights) else weights
+
+
 def sample_steps(
     study: Study,
     n: int = 8,  # walks, 2 or more
@@ -114,9 +119,7 @@ def sample_steps(
     `if __name__ == "__main__":`, as with any spawned process. Raises `InputError` on fewer than 2 walks, on something
     that is no executor, on a denoiser that cannot be sent to another process, and when a worker dies."""
     n, workers = _checked(n, workers, executor)
-    weights = weights or AnchoredWeights.for_study(study)
-    if isinstance(weights, AnchoredWeights):
-        weights = replace(weights, fields=1, first_fields=0)  # a mean of several would hide the spread
+    weights = of_one_field(weights or AnchoredWeights.for_study(study))
     if denoise is None and not isinstance(prior, Prior):
         prior = pretrained(prior or weights.prior)
     blind = replace(study, truth=None, reference=None, heart=None)  # workers have no use for the answer
@@ -299,12 +302,12 @@ LEVELS = (0.01, 0.05, 0.2, 1.0)  # count levels at which temperatures are fitted
 
 
 def fingerprint(prior: Prior, method: type[Weights] = AnchoredWeights) -> str:  # 16 hexadecimal digits
-    "What tells one walk from another: a hash of the network's weights (float16) and the settings at `LEVELS`."
+    "What tells one sample's walk from another: a hash of the network's weights (float16) and the settings at `LEVELS`."
     digest = hashlib.sha256()
     for name, value in sorted(prior.net.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
     for level in LEVELS:
-        digest.update(json.dumps(method.for_level(level, seed=0).to_json(), sort_keys=True).encode())
+        digest.update(json.dumps(of_one_field(method.for_level(level, seed=0)).to_json(), sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/22_uncertainty.ipynb #2b414fd4
@@ -325,7 +328,7 @@ class Calibration:
         return float(np.interp(np.log(count_level), np.log(levels), values))
 
 # %% ../nbs/22_uncertainty.ipynb #cc5ef09f
-FITTED = Calibration(((0.01, 2.24), (0.05, 1.92), (0.2, 1.872), (1.0, 1.851)), 0.1, 8, False, "e502b3b598f6d812")
+FITTED = Calibration(((0.01, 2.24), (0.05, 1.92), (0.2, 1.872), (1.0, 1.851)), 0.1, 8, False, "460142c84aee7743")
 
 
 def uncertainty_of(

@@ -174,8 +174,6 @@ class VolumeDenoiser:
 
     The patient's images are looked at here, once. Gradients flow from x̂0 to x when the caller asks for them."""
 
-    stacks = True  # takes several volumes at once, which cost a GPU little more than one
-
     def __init__(
         self,
         net: VolumeUNet,
@@ -191,6 +189,7 @@ class VolumeDenoiser:
         self.net, self.clip = net, clip
         self.schedule = cosine_schedule() if schedule is None else schedule
         self.device = net.stem.weight.device
+        self.stacks = self.device.type == "cuda"  # several volumes at once cost a GPU little more than one
         self.dtype = fast_dtype(self.device) if dtype is None else dtype
         self.features = self._looked_at(images)
 

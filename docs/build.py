@@ -83,7 +83,7 @@ def page_of(notebook: Path, target: Path) -> None:
 def modules() -> list[tuple[str, str]]:
     "Name of each module and the notebook it comes from, in the order of the rooms."
     found = []
-    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb")):
         if name := re.search(r"#\| default_exp (\w+)", path.read_text(encoding="utf-8")):
             found.append((name[1], path.stem))
     return found
@@ -108,7 +108,7 @@ def wing_page(wing: int) -> str:
     rows = [["notebook", "module", "promise"]]
     for module, room in rooms:
         title, sentence = promise(ROOT / "nbs" / f"{room}.ipynb")
-        rows += [[f"[{room[:2]} {title}](../nbs/{room}.ipynb)", f"[`{module}`](../api/{module}.md)", sentence]]
+        rows += [[f"[{room.split('_')[0]} {title}](../nbs/{room}.ipynb)", f"[`{module}`](../api/{module}.md)", sentence]]
     menu = [f"../nbs/{room}" for _, room in rooms]
     toctree = ["```{toctree}", ":hidden:", ":maxdepth: 1", "", *menu, "```", ""]
     return "\n".join([f"# {name}", "", hands_on, "", table(rows), *toctree])

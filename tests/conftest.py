@@ -1,4 +1,5 @@
 "What every test shares: few threads, one cache for all workers, and the folder of real data where there is one."
+
 from __future__ import annotations
 
 import ctypes

@@ -1,5 +1,6 @@
 """The architecture: order of dependence, sizes a reader can take in, modules in step with clean notebooks, one version,
 nothing tied to one machine."""
+
 from __future__ import annotations
 
 import ast
@@ -46,19 +47,19 @@ def code_of(path: Path) -> list[str]:
 
 
 @cache
-def room_numbers() -> dict[str, int]:
-    "Module → number of the notebook that exports it."
+def room_numbers() -> dict[str, float]:
+    "Module → number of the notebook that exports it; a room added between two has a letter."
     numbers = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb")):
         found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(code_of(path)), re.MULTILINE)
         if found:
-            numbers[found[1]] = int(path.name[:2])
+            numbers[found[1]] = int(path.name[:2]) + "_abc".index(path.name[2]) / 10
     return numbers
 
 
 def widgets() -> set[str]:
     "Modules of the face that hold no command."
-    return {module for module, n in room_numbers().items() if n in FACE and not module.startswith("cli")}
+    return {module for module, n in room_numbers().items() if int(n) in FACE and not module.startswith("cli")}
 
 
 @cache

@@ -94,11 +94,14 @@ def test_anchored_em_descends_to_the_minimum_that_an_optimiser_finds(b):
         path.append(objective(anchored_em(measurement, anchor, b, n).numpy().ravel(), matrix, y, v0, b))
     assert all(after <= before + 1e-9 for before, after in zip(path, path[1:], strict=False))
     v = anchored_em(measurement, anchor, b, 10_000)
-    gradient = lambda u: matrix.sum(0) - matrix.T @ np.divide(
-        y, matrix @ u, out=np.zeros_like(y), where=matrix @ u > 0
-    ) + b * (u - v0)
+    gradient = lambda u: (
+        matrix.sum(0) - matrix.T @ np.divide(y, matrix @ u, out=np.zeros_like(y), where=matrix @ u > 0) + b * (u - v0)
+    )
     found = minimize(
-        lambda u: objective(u, matrix, y, v0, b), v0 + 1, jac=gradient, bounds=[(1e-9, None)] * 24,
+        lambda u: objective(u, matrix, y, v0, b),
+        v0 + 1,
+        jac=gradient,
+        bounds=[(1e-9, None)] * 24,
         options={"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-10},
     )
     reached, best = objective(v.numpy().ravel(), matrix, y, v0, b), found.fun

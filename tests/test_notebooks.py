@@ -1,4 +1,5 @@
 "Every notebook runs top to bottom in a fresh kernel and leaves nothing behind."
+
 from __future__ import annotations
 
 import os

@@ -8,7 +8,7 @@ import torch
 
 from diffspect_nb.anatomy import HEARTS, draw_heart, heart_frame, mean_wall_mm
 from diffspect_nb.core import ImageGrid, InputError
-from diffspect_nb.footprint import attenuation_factors
+from diffspect_nb.attenuation import attenuation_factors
 from diffspect_nb.geometry import dnm570c, rotating_lehr, tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.recipe import (
@@ -104,7 +104,7 @@ def test_a_coarse_surrounding_counts_like_a_fine_one():
     system = SystemMatrix.build(tiny(), fine, cache=False)
     expected = system.attenuate(attenuation_factors(whole.mu, tiny(), fine)).forward(whole.activity)
     found = really_expected(real, patient, Mismatch())[0]
-    assert real.times == 2 and float((found - expected).norm() / expected.norm()) < 0.01
+    assert real.times == 2 and float((found - expected).norm() / expected.norm()) < 0.02
     sizes = zip(real.far_grid.shape, grid.shape, strict=True)
     assert all(far * real.far_grid.voxel_mm >= n * grid.voxel_mm + 2 * 52 for far, n in sizes)
 

@@ -79,10 +79,28 @@ def test_the_papers_walk_asks_once_per_step_and_once_more(measurement, x_in, ste
 
 
 def test_the_anchored_walk_asks_once_per_field(measurement, x_in):
-    for first, fields in ((0, 1), (0, 3), (1, 3)):
+    for fields in (1, 2, 3):
         denoise = Counted()
-        walk(measurement, x_in, AnchoredWeights(steps=4, fields=fields, first_fields=first), denoise)
-        assert denoise.calls == (first or fields) + 3 * fields
+        walk(measurement, x_in, AnchoredWeights(steps=4, fields=fields), denoise)
+        assert denoise.calls == 4 * fields
+
+
+def test_noise_comes_in_opposite_pairs(measurement, x_in):
+    "What a denoiser does in proportion to the noise cancels; an odd field stays alone, and the next step draws anew."
+    given = []
+
+    def remember(x, t):
+        given.append(x.clone())
+        return torch.zeros_like(x)
+
+    walk(measurement, x_in, AnchoredWeights(steps=2, fields=3, anchor=0, final_updates=0), remember)
+    first, opposite, alone, *second = given
+    middle = (first + opposite) / 2
+    torch.testing.assert_close(second[0] + second[1], torch.zeros_like(middle), atol=1e-5, rtol=0)
+    noise = [x - middle for x in (first, opposite, alone)] + [second[0], second[2]]
+    assert all(float(n.std()) > 0.02 for n in noise)
+    correlation = torch.corrcoef(torch.stack([n.ravel() for n in noise]))
+    assert correlation[0, 1] < -0.999 and correlation.triu(1).abs().sum() - correlation[0, 1].abs() < 0.5
 
 
 def test_a_denoiser_that_stacks_gets_the_fields_together(measurement, x_in):
@@ -113,13 +131,14 @@ def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(measur
     gains = [float(SCHEDULE.alpha_bar(t)) for t in (400, 280, 160, 40)]
     wanted = mean + np.prod([a2 * deviation**2 / (a2 * deviation**2 + 1 - a2) for a2 in gains]) * (start - mean)
     spreads = []
-    for n in (1, 4):
+    for n in (1, 2, 3):
         weights = AnchoredWeights(steps=4, start=400, end=40, fields=n, **FREE)
         flat = torch.full(measurement.system.image_shape, start)
         image = last(anchored_walk(gaussian(mean, deviation), measurement, flat, 1.0, weights)).image
         assert float(image.mean()) == pytest.approx(wanted, abs=0.02)
         spreads.append(float(image.std()))
-    assert spreads[1] == pytest.approx(spreads[0] / 2, rel=0.1)  # four fields: half the noise
+    assert spreads[1] < 1e-4 * spreads[0]  # a linear denoiser: opposite fields cancel
+    assert spreads[2] == pytest.approx(spreads[0] / 3, rel=0.1)  # and a third one has no opposite
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -166,7 +185,10 @@ def test_total_variation_step_is_the_minimiser():
         for column in range(3):
             dual = minimize(
                 lambda z, c=column: (0.5 * ((d.T @ z) ** 2).sum() - z @ (d @ x[:, c]), d @ (d.T @ z) - d @ x[:, c]),
-                np.zeros(11), jac=True, bounds=[(-weight, weight)] * 11, options={"ftol": 1e-15, "gtol": 1e-10},
+                np.zeros(11),
+                jac=True,
+                bounds=[(-weight, weight)] * 11,
+                options={"ftol": 1e-15, "gtol": 1e-10},
             )
             np.testing.assert_allclose(got[:, column], x[:, column] - d.T @ dual.x, atol=1e-4)
 
@@ -287,7 +309,7 @@ def test_fewer_counts_start_earlier_and_hold_the_prior_tighter(study):
     assert of(0.2, 0.2).start > of(0.2).start  # few views: an earlier start
     assert of(1.0, steps=500).steps == 500
     assert of(1.0).final_updates > of(0.5).final_updates > of(0.2).final_updates == 1
-    assert of(1.0).subsets > of(0.2).subsets and of(1.0).first_fields == 1
+    assert of(1.0).subsets > of(0.2).subsets
     assert of(1.0, 0.2).final_updates == 1  # a fifth of the views is a fifth of what is known
     assert reconstruct(study, denoise=Counted()).weights == of(study.count_level) == AnchoredWeights.for_study(study)
 

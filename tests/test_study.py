@@ -71,7 +71,11 @@ def test_the_folder_gives_back_what_it_was_given(study, tmp_path):
     for name in ("projections", "mu", "truth", "reference", "heart"):
         assert torch.equal(getattr(again, name), getattr(low, name)), name
     assert (again.scanner, again.grid, again.views, again.count_fraction, again.meta) == (
-        low.scanner, low.grid, low.views, low.count_fraction, low.meta
+        low.scanner,
+        low.grid,
+        low.views,
+        low.count_fraction,
+        low.meta,
     )
     assert json.loads((tmp_path / "a" / "study.json").read_text())["scanner"] == "tiny"
 

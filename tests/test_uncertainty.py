@@ -118,9 +118,9 @@ def test_walks_take_one_noise_field_per_step_and_never_see_the_truth(study, monk
         return torch.zeros(self.study.grid.shape)
 
     monkeypatch.setattr(Walks, "sample", sample)
-    posterior_samples(study, 2, weights=AnchoredWeights(fields=3, first_fields=2), denoise=halve, workers=1)
+    posterior_samples(study, 2, weights=AnchoredWeights(fields=3), denoise=halve, workers=1)
     walks = seen[0]
-    assert (walks.weights.fields, walks.weights.first_fields) == (1, 0)
+    assert walks.weights.fields == 1
     assert walks.study.truth is None and walks.study.heart is None and walks.study.reference is None
 
 
