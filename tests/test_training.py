@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import diffspect_nb
 from diffspect_nb.cohort import (
+    FIRST_VALIDATION,
     Cohort,
     acquisitions,
     activity_of,
@@ -18,11 +19,13 @@ from diffspect_nb.cohort import (
     held_out_study,
     job_groups,
     made_defects,
+    painter,
     simulated_patient,
     simulated_study,
     training_study,
 )
-from diffspect_nb.core import InputError
+from diffspect_nb.core import ImageGrid, InputError
+from diffspect_nb.defect_probe import AIM, mean_error, probe_rows, shown_phantom
 from diffspect_nb.files import read_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
@@ -317,6 +320,38 @@ def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
         provenance = pretrained(file.stem).provenance
         assert provenance["config"]["n_studies"] >= 150 and provenance["config"]["label"] in ("mlem50", "truth")
         assert provenance["steps"] > 1000 and {"torch", "python", "diffspect_nb"} <= set(provenance["versions"])
+
+
+DEFECT_ERROR = {"diffspect": 0.074, "light": 0.065}  # of contrast at level 100, measured; `AIM` is 0.02
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return [shown_phantom(str(i), painter(FIRST_VALIDATION + i)(ImageGrid())) for i in (0, 2)]
+
+
+@pytest.mark.parametrize("name", DEFECT_ERROR)
+def test_a_shipped_prior_shown_the_noised_truth_takes_no_more_of_a_defect_than_is_recorded(name, shown):
+    "The quick form of `benchmarks/defect_probe.py`; a new prior gets its own figure here, to be `AIM` or less."
+    rows = probe_rows(pretrained(name), shown, (100,), ("CT alone",))
+    assert len(rows) == 3 and min(row["true"] for row in rows) > 0.2
+    assert mean_error(rows) == pytest.approx(DEFECT_ERROR[name], abs=0.006)
+
+
+def test_the_defect_probe_tells_what_keeps_a_defect_from_what_fills_it_in(shown):
+    class Prior:
+        unit, device, schedule = 1.0, torch.device("cpu"), pretrained("light").schedule
+
+        def __init__(self, makes):
+            self.denoiser = lambda *looked: lambda x, t: makes(x)
+
+    knows, fills = (Prior(makes) for makes in (lambda x: shown[1].truth, lambda x: torch.ones_like(x)))
+    rows = [probe_rows(prior, shown[1:], (40, 500), ("nothing",)) for prior in (knows, fills)]
+    assert [len(r) for r in rows] == [2, 2] and mean_error(rows[0]) < 1e-4
+    assert mean_error(rows[1]) == pytest.approx(rows[1][0]["true"], abs=1e-4) and AIM < rows[1][0]["true"]
+    assert np.isnan(mean_error(rows[0], lambda row: row["level"] == 100))
+    healthy = shown_phantom("healthy", painter(FIRST_VALIDATION, "usual", defects=[])(ImageGrid()))
+    assert probe_rows(knows, [healthy]) == []
 
 
 @pytest.mark.parametrize("prior", [("diffspect", "train", "defects", "hearts"), ("light", "light")])
