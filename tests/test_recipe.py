@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diffspect_nb.anatomy import HEARTS, draw_heart, heart_frame, mean_wall_mm
-from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.attenuation import attenuation_factors
+from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import dnm570c, rotating_lehr, tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.recipe import (
