@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,8 +25,21 @@ from torch import Tensor
 import diffspect_nb
 from .cli_study import file_hash, save_figures, writable
 from .core import ImageGrid, InputError, usable_device
-from .files import atomic_path, cache_dir, load_image, read_json, write_csv, write_json
+from diffspect_nb.files import (
+    atomic_path,
+    cache_dir,
+    cache_limit,
+    cached_files,
+    load_image,
+    load_mask,
+    read_image,
+    read_json,
+    trim_cache,
+    write_csv,
+    write_json,
+)
 from .geometry import named_scanner
+from .memory import check_memory
 from .metrics import score, score_table
 from .mlem import mlem, osem
 from .prior import pretrained
@@ -49,11 +64,12 @@ def run_simulate(args: argparse.Namespace) -> None:
         from diffspect_nb.ct import ct_to_mu
         from diffspect_nb.dicom import read_activity, study_from_image
 
-        _, grid = read_activity(args.activity)
+        _, grid = read_activity(args.activity, args.resample)
         center = None if args.ct_center is None else tuple(args.ct_center)
-        mu = ct_to_mu(args.ct, grid, center) if args.ct else None
-        heart = load_image(args.heart, grid=None) if args.heart else None
-        study = study_from_image(args.activity, scanner, args.counts_total, rng, mu, heart)
+        mu = ct_to_mu(args.ct, replace(grid, center_mm=(0.0, 0.0, 0.0)), center) if args.ct else None
+        check_memory(scanner, grid, attenuated=mu is not None)
+        heart = load_mask(args.heart, grid, args.resample) if args.heart else None
+        study = study_from_image(args.activity, scanner, args.counts_total, rng, mu, heart, args.resample)
     else:
         from diffspect_nb.phantom import torso
 
@@ -88,7 +104,14 @@ def run_import(args: argparse.Namespace) -> None:
     if args.heart and args.ct:
         why = "--heart cuts a window out of the chest, and the tissue around it attenuates too"
         raise InputError(f"{why}: --ct cannot be used with it")
-    study = read_stir_pinhole(path, grid) if path.is_dir() else read_projections(path, grid, args.z_mm)
+    if path.is_dir() and args.radius_mm is not None:
+        raise InputError("--radius-mm belongs to a DICOM file: STIR's files have their radius")
+    if path.is_dir():
+        study = read_stir_pinhole(path, grid)
+    else:
+        study = read_projections(path, grid, args.z_mm, args.radius_mm)
+    if args.ct or args.heart:
+        check_memory(study.scanner, study.grid, attenuated=bool(args.ct))
     if args.ct:
         study = replace(study, mu=placed_ct(args, study))
     if args.heart:
@@ -99,6 +122,10 @@ def run_import(args: argparse.Namespace) -> None:
     rows, columns = study.scanner.pixels
     views = f"{len(study.views or ())} views of {rows} × {columns} pixels"
     print(f"{study.counts:,.0f} counts in {views}; wrote the study folder {out}")
+    try:
+        check_memory(study.scanner, study.grid, study.mu is not None, network=True)
+    except InputError as e:  # the folder is right, but not for this machine
+        print(f"note: {e}", file=sys.stderr)
 
 # %% ../nbs/67_cli_data.ipynb #0991287d
 def _draw_registration(out: Path, study: Study) -> None:
@@ -123,12 +150,10 @@ def run_fetch(args: argparse.Namespace) -> None:
 # %% ../nbs/67_cli_data.ipynb #cedfbcf1
 def run_evaluate(args: argparse.Namespace) -> None:
     "`diffspect evaluate IMAGE REFERENCE`"
-    image, reference = load_image(args.image), load_image(args.reference)
-    mask = load_image(args.mask) > 0 if args.mask else torch.ones(reference.shape, dtype=torch.bool)
-    shapes = [tuple(a.shape) for a in (image, reference, mask)]
-    if len(set(shapes)) > 1:
-        got = ", ".join(map(str, shapes))
-        raise InputError(f"{args.image}: image, reference and mask must share one shape, got {got}")
+    reference, grid = read_image(args.reference, args.resample)
+    image = load_image(args.image, grid, args.resample)
+    everywhere = torch.ones(grid.shape, dtype=torch.bool)
+    mask = load_mask(args.mask, grid, args.resample) if args.mask else everywhere
     masks = {Path(args.mask).name if args.mask else "all voxels": mask}
     print(score_table(score(image, {Path(args.reference).name: reference}, masks, Path(args.image).name)))
 
@@ -171,13 +196,14 @@ def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     from diffspect_nb.phantom import dilate
 
     def make(path: Path, mask: Path | None, number: int) -> Study:
-        activity, grid = read_activity(path)
+        activity, own = read_activity(path)
+        grid = replace(own, center_mm=(0.0, 0.0, 0.0))
         rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
         still = (0.0, 0.0, 0.0)  # a scan has moved already, and has no CT
         placed = replace(draw_mismatch(rng), ct_shift_mm=still, ct_turn_deg=still)
         mismatch = replace(placed, breathing_mm=still, drift_mm=still)
         study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
-        heart = None if mask is None else dilate(load_image(mask) > 0, 5)
+        heart = None if mask is None else dilate(load_mask(mask, own), 5)
         return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})
 
     scans = list(scans_in(folder).items())[:5]
@@ -309,12 +335,16 @@ def run_info(args: argparse.Namespace) -> None:
     "`diffspect info`"
     from diffspect_nb.slice_network import fast_dtype
 
+    if args.clear_cache:
+        print(f"removed {trim_cache(0) / 1e6:.0f} MB from {cache_dir()}")
+        return
     for name, version in versions().items():
         print(f"{name:14s} {version}")
     card = f"cuda: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "cpu"
     print(f"{'device':14s} {card}, {torch.get_num_threads()} threads, network in {fast_dtype(usable_device())}")
-    cached = list(cache_dir().glob("**/*.safetensors"))
-    folder = str(cache_dir()).replace(str(Path.home()), "~", 1)
-    print(f"{'cache':14s} {folder}: {len(cached)} files, {sum(f.stat().st_size for f in cached) / 1e6:.0f} MB")
+    cached, home = cached_files(), os.path.expanduser("~")
+    folder = str(cache_dir()).replace(home, "~", 1) if home != "~" else cache_dir()
+    size = f"{sum(size for _, size in cached) / 1e6:.0f} of at most {cache_limit() / 1e6:.0f} MB"
+    print(f"{'cache':14s} {folder}: {len(cached)} files, {size} ($DIFFSPECT_CACHE_GB; --clear-cache empties it)")
     for path in sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*.safetensors")):
         print(f"{'checkpoint':14s} {path.stem}: {path.stat().st_size / 1e6:.1f} MB, sha256 {file_hash(path)[:16]}")

@@ -21,7 +21,18 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from .core import ImageGrid, InputError, ScaledMap, Step, last, show_slices, usable_device
-from .files import atomic_folder, load_image, read_json, reading, write_csv, write_json
+from diffspect_nb.files import (
+    atomic_folder,
+    check_same_grid,
+    load_image,
+    load_mask,
+    on_grid,
+    read_json,
+    reading,
+    write_csv,
+    write_json,
+)
+from .memory import check_memory
 from .metrics import masks_of, references_of, score, score_table, scores_of
 from .mlem import mlem_steps, subset_count
 from .prior import Prior, pretrained, pretrained_path
@@ -31,10 +42,8 @@ from .slice_network import SliceUNet
 from .study import Study, reduced_study, sample_folder, study_hashes
 
 if TYPE_CHECKING:
-    from diffspect_nb.cardiac import LeftVentricle
-    from diffspect_nb.polar import PolarMap
     from diffspect_nb.probe import Probe
-    from diffspect_nb.reading import Deficit, NormalHearts
+    from diffspect_nb.reading import HeartReading, NormalHearts
     from diffspect_nb.uncertainty import Spread
 
 # %% auto #0
@@ -228,7 +237,12 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     if not args.study:
         raise InputError("name a study folder, or --from a result.json")
     usable_device(args.device)
+    if args.dicom:
+        from diffspect_nb.dicom import check_source
+
+        check_source(args.dicom)
     study = reduced_study(Study.load(args.study), args.counts, args.views, args.seed)
+    check_memory(study.scanner, study.grid, study.mu is not None, args.method in WALKS)
     made_from = _made_from(args)
     started = time.perf_counter()
     done = walked(args, study, weights) if args.method in WALKS else iterated(args, study)
@@ -281,8 +295,12 @@ def run_probe(args: argparse.Namespace) -> None:
         raise InputError("say which region: either --at X Y Z (with --radius-mm) or --region MASK.nii.gz")
     out, folder = writable(args.out), Path(args.result)
     study = _acquired_for(folder / "result.json")
+    check_memory(study.scanner, study.grid, study.mu is not None)
     image = load_image(folder / "image.nii.gz", study.grid)
-    region = load_image(args.region, study.grid) > 0 if args.region else ball(study.grid, args.at, args.radius_mm)
+    if args.region:
+        region = load_mask(args.region, study.grid, args.resample)
+    else:
+        region = ball(study.grid, args.at, args.radius_mm)
     if not region.any():
         raise InputError(f"{args.region}: the region is empty, not a single voxel of it is above 0")
     filled = filled_from_around(image, region) if args.level is None else torch.where(region, args.level, image)
@@ -305,17 +323,20 @@ def _write_probe(out: Path, result: Path, found: Probe, images: Sequence[Tensor]
     image, filled, region = images
     z, y, x = (int(c) for c in torch.nonzero(region).float().mean(0).round())
     top = float(np.percentile(image, 99.9))
-    pictures = {"region.png": show_slices({"as shown": image, "replaced": filled}, (z, y, x), top, grid.voxel_mm)}
+    shown_images, middle = {"as shown": image, "replaced": filled}, grid.center_mm
+    pictures = {"region.png": show_slices(shown_images, (z, y, x), top, grid.voxel_mm, middle_mm=middle)}
     plot_probe({"region": found}).set_title(found.verdict, fontsize=9)
     pictures["probe.png"] = plt.gcf()
     n, shown, instead = int(region.sum()), float(image[region].mean()), float(filled[region].mean())
     about = {"verdict": found.verdict, "log_likelihood_ratio": found.log_likelihood_ratio, "amount": found.amount}
-    about |= {"standard_error": found.standard_error, "voxels": n, "shown": shown, "replaced_by": instead}
+    place = grid.centers_mm()[region.numpy().ravel()].mean(0).round(1).tolist()
+    about |= {"center_mm": place, "standard_error": found.standard_error}
+    about |= {"voxels": n, "shown": shown, "replaced_by": instead}
     with atomic_folder(out) as tmp:
         save_figures(tmp, pictures)
         write_json(tmp / "probe.json", about | {"result": str(result), "versions": versions()})
     size = f"{n} voxels ({n * grid.voxel_mm**3 / 1000:.1f} ml)"
-    print(f"{size} show {shown:.4g} photons per voxel; asked instead: {instead:.4g}")
+    print(f"{size} round {tuple(place)} mm (x, y, z) show {shown:.4g} photons per voxel; asked instead: {instead:.4g}")
     print(found)
     print(f"wrote region.png, probe.png and probe.json to {out}")
 
@@ -360,68 +381,40 @@ def run_demo(args: argparse.Namespace) -> None:
     names = "image.nii.gz (guided), the images it is compared with, support.nii.gz, views.png and result.json"
     print(f"wrote {names} to {out}; {time.perf_counter() - started:.0f} s")
 
-# %% ../nbs/66_cli_study.ipynb #e41bfeb9
-@dataclass(frozen=True)
-class _Heart:
-    "One image as it is read."
-
-    image: Tensor  # (z, y, x)
-    ventricle: LeftVentricle
-    disc: PolarMap
-    deficit: Deficit
-
-    def to_json(self) -> dict:
-        v, d = self.ventricle, self.deficit
-        axis = {"azimuth_deg": v.azimuth_deg, "elevation_deg": v.elevation_deg, "center_mm": v.center_mm.tolist()}
-        size = {"radius_mm": v.radius_mm, "match": v.match}
-        return axis | size | {"extent_percent": d.extent_percent, "severity_sd": d.severity_sd}
-
 # %% ../nbs/66_cli_study.ipynb #221745a3
 def _images_of(args: argparse.Namespace) -> tuple[dict[str, Tensor], ImageGrid]:
     "Stress and rest, or the one image, and the grid that they share; raises `InputError` if they do not."
     from diffspect_nb.dicom import read_activity
 
-    first, grid = read_activity(args.image)
+    first, grid = read_activity(args.image, args.resample)
     if not args.rest:
         return {"image": first}, grid
-    second, own = read_activity(args.rest)
-    if own != grid:
-        both = " and ".join(f"{g.shape} voxels of {g.voxel_mm:g} mm" for g in (own, grid))
-        raise InputError(f"{args.rest}: stress and rest must share one grid, got {both}")
-    return {"stress": first, "rest": second}, grid
-
-# %% ../nbs/66_cli_study.ipynb #600bf164
-def _read(
-    args: argparse.Namespace, name: str, image: Tensor, grid: ImageGrid, normal: NormalHearts, mask: Tensor | None
-) -> _Heart:
-    "The ventricle, turned where the user says so (a rest image as it is found), and what its map lacks."
-    from diffspect_nb.cardiac import find_ventricle, turned
-    from diffspect_nb.polar import polar_map
-    from diffspect_nb.reading import deficit
-
-    found = find_ventricle(image, grid, mask)
-    if name != "rest":
-        found = turned(found, args.azimuth, args.elevation)
-    disc = polar_map(image, found, grid)
-    return _Heart(image, found, disc, deficit(disc, normal))
+    second, own = read_activity(args.rest, args.resample)
+    if not args.resample:
+        check_same_grid(own, grid, args.rest, args.resample)
+    return {"stress": first, "rest": on_grid(second, own, grid) if args.resample else second}, grid
 
 # %% ../nbs/66_cli_study.ipynb #a442118f
 def run_read(args: argparse.Namespace) -> None:
     "`diffspect read IMAGE [REST] --out DIR`"
-    from diffspect_nb.reading import load_normals
+    from diffspect_nb.reading import heart_reading, load_normals
 
     out, normal = writable(args.out), load_normals()[args.normals]
     if args.rest and args.mask:
         raise InputError("--mask belongs to one image: leave it out when a rest image is read too")
     images, grid = _images_of(args)
-    mask = None if args.mask is None else load_image(args.mask)
-    hearts = {name: _read(args, name, image, grid, normal, mask) for name, image in images.items()}
+    mask = None if args.mask is None else load_mask(args.mask, grid, args.resample)
+    by_hand = {"rest": (None, None)}  # a rest image is read as it is found
+    hearts = {
+        name: heart_reading(image, grid, normal, mask, *by_hand.get(name, (args.azimuth, args.elevation)))
+        for name, image in images.items()
+    }
     _write_reading(out, hearts, grid, normal)
     _say_reading(hearts, normal)
     print(f"wrote views.png, polar.png, segments.csv and reading.json to {out}")
 
 # %% ../nbs/66_cli_study.ipynb #225916d7
-def _write_reading(out: Path, hearts: dict[str, _Heart], grid: ImageGrid, normal: NormalHearts) -> None:
+def _write_reading(out: Path, hearts: dict[str, HeartReading], grid: ImageGrid, normal: NormalHearts) -> None:
     from diffspect_nb.polar import segment_table, show_views
     from diffspect_nb.reading import show_reading
 
@@ -436,7 +429,7 @@ def _write_reading(out: Path, hearts: dict[str, _Heart], grid: ImageGrid, normal
         write_json(tmp / "reading.json", about | {"images": {name: heart.to_json() for name, heart in hearts.items()}})
 
 # %% ../nbs/66_cli_study.ipynb #bdbc76e1
-def _say_reading(hearts: dict[str, _Heart], normal: NormalHearts) -> None:
+def _say_reading(hearts: dict[str, HeartReading], normal: NormalHearts) -> None:
     from diffspect_nb.reading import THRESHOLD_SD, reversibility
 
     for name, heart in hearts.items():

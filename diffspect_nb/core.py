@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['WATER_PER_CM', 'InputError', 'ImageGrid', 'Step', 'last', 'usable_device', 'ScaledMap', 'show_slices']
+__all__ = ['WATER_PER_CM', 'WIDTH', 'HEIGHT', 'RIGHT', 'InputError', 'check_seed', 'ImageGrid', 'Step', 'last', 'usable_device',
+           'ScaledMap', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
 WATER_PER_CM = 0.154  # attenuation of water at 140.5 keV, cm⁻¹
@@ -23,6 +24,13 @@ WATER_PER_CM = 0.154  # attenuation of water at 140.5 keV, cm⁻¹
 
 class InputError(ValueError):
     "Input from outside (a file, an array, an argument) breaks a rule; the message names both in one line."
+
+
+def check_seed(seed: int, name: str = "seed") -> int:
+    "The seed itself; raises `InputError` unless it is one that every generator takes, 0 … 2⁶³ − 1."
+    if not 0 <= int(seed) < 2**63:
+        raise InputError(f"{name} must be 0 … 2⁶³ − 1, got {seed}")
+    return int(seed)
 
 # %% ../nbs/00_core.ipynb #8ee4308e
 @dataclass(frozen=True)
@@ -120,14 +128,14 @@ class ScaledMap:
     cmap: str = "inferno"
 
 # %% ../nbs/00_core.ipynb #ced03de9
-def _draw_planes(axes, name: str, row: ScaledMap, center: Sequence[int], voxel_mm: float) -> None:
-    "One row of pictures: the three planes of a volume that meet in a voxel, in mm."
+def _draw_planes(axes, name: str, row: ScaledMap, center: Sequence[int], edges: Sequence) -> None:
+    "One row of pictures: the three planes of a volume that meet in a voxel; its edges along x, y, z in mm."
     volume = np.asarray(row.volume)
-    (k, j, i), (nz, ny, nx) = center, (n * voxel_mm / 2 for n in volume.shape)
+    (k, j, i), (x, y, z) = center, edges
     planes = [
-        (f"{name}: transverse", volume[k], (-nx, nx, ny, -ny), "x (mm), left →", "y (mm), back ↓"),
-        ("coronal", volume[:, j], (-nx, nx, -nz, nz), "x (mm), left →", "z (mm), head ↑"),
-        ("sagittal", volume[:, :, i], (-ny, ny, -nz, nz), "y (mm), back →", "z (mm), head ↑"),
+        (f"{name}: transverse", volume[k], (*x, *y[::-1]), "x (mm), left →", "y (mm), back ↓"),
+        ("coronal", volume[:, j], (*x, *z), "x (mm), left →", "z (mm), head ↑"),
+        ("sagittal", volume[:, :, i], (*y, *z), "y (mm), back →", "z (mm), head ↑"),
     ]
     for ax, (title, image, extent, xlabel, ylabel) in zip(axes, planes, strict=True):
         origin: Literal["upper", "lower"] = "upper" if extent[2] > extent[3] else "lower"
@@ -146,9 +154,15 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
             raise ValueError(f"volumes must share one (z, y, x) shape: {name!r} has {shape}, expected {first}")
 
 
+WIDTH, HEIGHT = 8.4, 2.6  # of a figure, and of one of its rows; inches
+RIGHT = 1 - 1.15 / WIDTH  # where the planes end and the scales begin
+
+
 def _draw_scale(fig: plt.Figure, axes: np.ndarray, row: ScaledMap) -> None:
     "The colour bar of some rows, with its unit and its limits in words."
-    bar = fig.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.8, aspect=30 if len(axes) > 1 else 15)
+    top, bottom = axes[0, -1].get_position().y1, axes[-1, -1].get_position().y0
+    beside = fig.add_axes((RIGHT + 0.3 / WIDTH, bottom + 0.05 * (top - bottom), 0.13 / WIDTH, 0.9 * (top - bottom)))
+    bar = fig.colorbar(axes[0, 0].images[0], cax=beside)
     bar.set_label(f"{row.unit} (0 … {row.vmax:.3g})", size=8)
     bar.ax.tick_params(labelsize=7)
 
@@ -161,6 +175,7 @@ def show_slices(
     unit: str = "photons per voxel",
     cmap: str = "inferno",
     maps: dict[str, ScaledMap] | None = None,  # title → map of the same shape: rows below, each with its own scale
+    middle_mm: Sequence[float] = (0.0, 0.0, 0.0),  # of the grid, (x, y, z)
 ) -> plt.Figure:
     "Transverse, coronal and sagittal planes of each volume, a row each, on one colour scale; maps below on theirs."
     images = {name: torch.as_tensor(v).detach().cpu().float() for name, v in volumes.items()}
@@ -170,9 +185,14 @@ def show_slices(
     rows |= {name: replace(m, volume=m.volume.detach().cpu().float()) for name, m in (maps or {}).items()}
     _check_shapes({name: tuple(row.volume.shape) for name, row in rows.items()})
     middle = [n // 2 for n in first.shape] if center is None else center
-    fig, axes = plt.subplots(len(rows), 3, figsize=(8.4, 2.6 * len(rows)), squeeze=False, constrained_layout=True)
+    height = HEIGHT * len(rows) + 0.3  # room above for a title of the whole
+    edges = {"left": 0.6 / WIDTH, "right": RIGHT, "bottom": 0.45 / height, "top": 1 - 0.6 / height}
+    fig, axes = plt.subplots(len(rows), 3, figsize=(WIDTH, height), squeeze=False)
+    fig.subplots_adjust(**edges, wspace=0.32, hspace=0.42)  # an automatic layout takes as long as all the drawing
+    half = [n * voxel_mm / 2 for n in first.shape[::-1]]
+    limits = [(m - h, m + h) for m, h in zip(middle_mm, half, strict=True)]
     for row_axes, (name, row) in zip(axes, rows.items(), strict=True):
-        _draw_planes(row_axes, name, row, middle, voxel_mm)
+        _draw_planes(row_axes, name, row, middle, limits)
     shared, scales = len(images), list(rows.values())
     for span in [slice(0, shared), *(slice(n, n + 1) for n in range(shared, len(rows)))]:
         _draw_scale(fig, axes[span], scales[span.start])

@@ -22,6 +22,7 @@ from skimage.metrics import normalized_mutual_information
 from torch import Tensor
 
 from .core import WATER_PER_CM, ImageGrid, InputError, show_slices
+from .dicom import is_padding, needed, tag_of
 from .files import reading
 from .geometry import field_of_view
 from .mlem import osem
@@ -29,8 +30,8 @@ from .prior import around_heart
 from .study import Study
 
 # %% auto #0
-__all__ = ['BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'hu_to_mu', 'read_ct', 'CTVolume', 'read_ct_mu', 'Placement',
-           'ct_to_mu', 'register_ct', 'place_ct', 'plot_registration']
+__all__ = ['BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'ALIKE', 'SHIFT_MM', 'AIR_HU', 'hu_to_mu', 'read_ct', 'CTVolume',
+           'read_ct_mu', 'Placement', 'ct_to_mu', 'register_ct', 'place_ct', 'plot_registration']
 
 # %% ../nbs/31_ct.ipynb #02385f86
 BONE_PER_CM, BONE_HU = 0.293, 1400.0  # at 140.5 keV; ICRU-44 cortical bone
@@ -63,7 +64,7 @@ def _files_of(source: Path) -> Iterator[Path | io.BytesIO]:
 
 # %% ../nbs/31_ct.ipynb #ae672617
 def _slices_of(source: Path) -> list[pydicom.Dataset]:
-    "The slices of one untilted CT series, from the feet up; raises `InputError` where there is no such series."
+    "The slices of one CT series, from the feet up; raises `InputError` where there is no such series."
     slices = []
     for file in _files_of(source):
         try:
@@ -75,25 +76,67 @@ def _slices_of(source: Path) -> list[pydicom.Dataset]:
         raise InputError(f"{source}: must hold the DICOM slices of one CT, found {len(slices)}")
     if len({str(s.SeriesInstanceUID) for s in slices}) > 1:
         raise InputError(f"{source}: holds slices of several CT series, expected one")
-    tilt = np.array([s.ImageOrientationPatient for s in slices], float) - [1, 0, 0, 0, 1, 0]
-    if not (np.abs(tilt) < 0.02).all():
-        raise InputError(f"{source}: only untilted transverse CT slices (orientation 1,0,0,0,1,0) are supported")
     return sorted(slices, key=lambda s: float(s.ImagePositionPatient[2]))
 
 # %% ../nbs/31_ct.ipynb #ee998b3b
+ALIKE = {  # what every slice of a series must share → by how much it may differ
+    "ImageOrientationPatient": 1e-3,
+    "PixelSpacing": 1e-4,  # mm
+    "Rows": 0,
+    "Columns": 0,
+}
+SHIFT_MM = 0.1  # by which slices may lie apart in their plane, and by which their steps may differ
+
+
+def _heights(slices: list[pydicom.Dataset], source: Path) -> np.ndarray:  # (z,), mm
+    "Positions along z; raises `InputError` naming the field unless all slices make one untilted stack."
+    for keyword, tolerance in ALIKE.items():
+        values = np.array([needed(s, keyword, source) for s in slices], float)
+        if np.abs(values - values[0]).max() > tolerance:
+            seen = sorted({str(needed(s, keyword, source)) for s in slices})[:2]
+            raise InputError(f"{source}: slices differ in {tag_of(keyword)}: {' and '.join(seen)}")
+    if not np.allclose(np.array(slices[0].ImageOrientationPatient, float), [1, 0, 0, 0, 1, 0], atol=0.005):
+        raise InputError(f"{source}: only untilted transverse CT slices (orientation 1,0,0,0,1,0) are supported")
+    first = np.array([s.ImagePositionPatient for s in slices], float)
+    if (beside := np.abs(first[:, :2] - first[0, :2]).max()) > SHIFT_MM:
+        raise InputError(f"{source}: slices lie {beside:.1f} mm apart in x or y ({tag_of('ImagePositionPatient')})")
+    heights = first[:, 2]
+    steps = np.diff(heights)
+    if steps.min() < 0.01:
+        same = heights[int(steps.argmin())]
+        raise InputError(f"{source}: two slices lie at z = {same:g} mm ({tag_of('ImagePositionPatient')})")
+    if not np.abs(steps - np.median(steps)).max() <= SHIFT_MM:
+        raise InputError(f"{source}: CT slices are not evenly spaced, a slice may be missing")
+    return heights
+
+# %% ../nbs/31_ct.ipynb #cb91a613
+AIR_HU = -1000.0
+
+
+def _plane(dataset: pydicom.Dataset, source: Path) -> np.ndarray:  # (y, x), HU
+    "One slice, its padding air; raises `InputError` on several frames and on values that are no Hounsfield units."
+    stored, unit = dataset.pixel_array, str(dataset.get("RescaleType") or "HU")
+    if stored.ndim != 2 or unit not in ("HU", "US"):
+        raise InputError(f"{source}: must be planes of HU, got shape {stored.shape}, {tag_of('RescaleType')} {unit!r}")
+    slope, intercept = (float(needed(dataset, f"Rescale{name}", source)) for name in ("Slope", "Intercept"))
+    hu = stored.astype(np.float32) * slope + intercept
+    return np.where(is_padding(dataset, stored), np.float32(AIR_HU), hu.astype(np.float32))
+
+
 def read_ct(folder: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A CT series, a folder or a tar archive of DICOM slices. Raises `InputError`.
 
     Gives HU (z, y, x) with z towards the head, the position of the first voxel (x, y, z) in mm LPS, and the size of a
-    voxel (z, y, x) in mm."""
+    voxel (z, y, x) in mm. Padding is air."""
+    folder = Path(folder)
     with reading(folder, "CT series"):
-        slices = _slices_of(Path(folder))
-        steps = np.diff([float(s.ImagePositionPatient[2]) for s in slices])
-        if not np.allclose(steps, steps[0], atol=0.1):
-            raise InputError(f"{folder}: CT slices are not evenly spaced, a slice may be missing")
-        planes = [s.pixel_array.astype(np.float32) * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in slices]
-        first, size = slices[0].ImagePositionPatient, [steps[0], *map(float, slices[0].PixelSpacing)]
-        return np.stack(planes), np.array(first, float), np.array(size)
+        slices = _slices_of(folder)
+        heights = _heights(slices, folder)
+        size = [(heights[-1] - heights[0]) / (len(heights) - 1), *map(float, slices[0].PixelSpacing)]
+        if not (np.array(size) > 0).all() or not np.isfinite(size).all():
+            raise InputError(f"{folder}: voxels must have a size above 0, got {size} mm")
+        hu = np.stack([_plane(s, folder) for s in slices])
+        return hu, np.array(slices[0].ImagePositionPatient, float), np.array(size)
 
 # %% ../nbs/31_ct.ipynb #913fd55b
 @dataclass(frozen=True, eq=False)

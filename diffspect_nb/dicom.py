@@ -5,7 +5,11 @@
 # %% ../nbs/30_dicom.ipynb #af194781
 from __future__ import annotations
 
+import io
 import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -17,96 +21,202 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from .core import ImageGrid, InputError
-from .files import atomic_path, load_image, reading
+from .files import atomic_path, read_image, reading, upright
 from .geometry import Scanner
 from .study import Study, simulate_activity
 
 # %% auto #0
-__all__ = ['FACES', 'IDENTITY', 'IDENTITY_IF_KNOWN', 'PHYSIONET', 'MOST_LIST_BYTES', 'stored_axes', 'read_frames', 'read_nm',
-           'read_activity', 'orientation_cube', 'study_from_image', 'write_nm', 'scans_in', 'fetch_scans']
+__all__ = ['VECTORS', 'NO_EMISSION', 'LEAST_SHARE', 'FACES', 'IDENTITY', 'IDENTITY_IF_KNOWN', 'TEXTS', 'PHYSIONET',
+           'MOST_LIST_BYTES', 'tag_of', 'needed', 'frame_vector', 'refuse_several', 'cosines_of', 'stored_axes',
+           'is_padding', 'read_frames', 'refuse_other_kinds', 'read_nm', 'read_activity', 'orientation_cube',
+           'study_from_image', 'check_source', 'write_nm', 'scans_in', 'fetch_scans']
+
+# %% ../nbs/30_dicom.ipynb #348e9a5e
+VECTORS = {  # keyword of a vector that tells frames apart → keyword of how many values it takes
+    "EnergyWindowVector": "NumberOfEnergyWindows",
+    "DetectorVector": "NumberOfDetectors",
+    "PhaseVector": "NumberOfPhases",
+    "RotationVector": "NumberOfRotations",
+    "RRIntervalVector": "NumberOfRRIntervals",
+    "TimeSlotVector": "NumberOfTimeSlots",
+    "SliceVector": "NumberOfSlices",
+    "TimeSliceVector": "NumberOfTimeSlices",
+    "AngularViewVector": "NumberOfFramesInRotation",
+}
+
+
+def tag_of(keyword: str) -> str:
+    "Name and number of a DICOM attribute."
+    tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword) or 0)
+    return f"{pydicom.datadict.dictionary_description(tag)} {tag}".replace(", ", ",")
+
+
+def needed(dataset: pydicom.Dataset, keyword: str, path: str | Path):
+    "The value of an attribute; raises `InputError` naming it where it is missing or empty."
+    if (value := dataset.get(keyword)) is None or value == "":
+        raise InputError(f"{path}: lacks {tag_of(keyword)}")
+    return value
+
+
+def frame_vector(dataset: pydicom.Dataset, keyword: str, n: int, path: str | Path) -> np.ndarray | None:  # (n,) int
+    "One of `VECTORS`, values 1 …; None where the file has none. Raises `InputError` unless it is of n frames."
+    if (values := dataset.get(keyword)) is None or np.size(values) == 0 or values == "":
+        return None
+    vector = np.atleast_1d(np.array(values, dtype=int))
+    if len(vector) != n or vector.min() < 1:
+        raise InputError(f"{path}: {tag_of(keyword)} must hold {n} numbers from 1, one a frame, got {vector.tolist()}")
+    return vector
+
+
+def refuse_several(dataset: pydicom.Dataset, keywords: Sequence[str], n: int, path: str | Path) -> None:
+    "Raise `InputError` naming the vector in which frames differ, or the number above 1 that no vector explains."
+    for keyword in keywords:
+        vector, number = frame_vector(dataset, keyword, n, path), int(dataset.get(VECTORS[keyword]) or 1)
+        if vector is None and number > 1:
+            raise InputError(f"{path}: {tag_of(VECTORS[keyword])} is {number}, but {tag_of(keyword)} is missing")
+        if vector is not None and len(set(vector.tolist())) > 1:
+            found = sorted(set(vector.tolist()))
+            raise InputError(f"{path}: holds several images, their {tag_of(keyword)} is {found}; one at a time is read")
 
 # %% ../nbs/30_dicom.ipynb #13d4dce8
-def _slice_spacing(dataset: pydicom.Dataset) -> float:
-    "Signed, mm."
-    return float(dataset.get("SpacingBetweenSlices") or dataset.SliceThickness)
+def cosines_of(item: pydicom.Dataset, path: str | Path) -> np.ndarray | None:  # (2, 3): along a row, down a column
+    "Image Orientation (0020,0037) of a data set or an item; None where it has none. Raises `InputError` on another."
+    values = np.array(item.get("ImageOrientationPatient") or [0] * 6, dtype=float)
+    if not values.any():
+        return None
+    if values.shape != (6,) or not np.allclose(values.reshape(2, 3) @ values.reshape(2, 3).T, np.eye(2), atol=0.01):
+        rule = "must be two unit vectors at right angles"
+        raise InputError(f"{path}: {tag_of('ImageOrientationPatient')} {rule}, got {values.tolist()}")
+    return values.reshape(2, 3)
 
 
-def _stored_axes(dataset: pydicom.Dataset) -> np.ndarray:  # (3, 3), rows as in `stored_axes`
-    "Which way the stored array's axes run in the patient; a negative slice spacing counts against the normal."
-    detector = dataset.DetectorInformationSequence[0] if "DetectorInformationSequence" in dataset else dataset
-    cosines = np.array(detector.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0]), dtype=float)
-    along_row, along_column = cosines.reshape(2, 3)
-    return np.stack([np.cross(along_row, along_column) * np.sign(_slice_spacing(dataset)), along_column, along_row])
+def _volume_cosines(dataset: pydicom.Dataset, path: str | Path) -> np.ndarray:  # (2, 3)
+    "The one orientation of a reconstructed volume."
+    items = [dataset, *dataset.get("DetectorInformationSequence", [])]
+    found = [cosines for item in items if (cosines := cosines_of(item, path)) is not None]
+    if not found:
+        raise InputError(f"{path}: lacks {tag_of('ImageOrientationPatient')}")
+    if not all(np.allclose(cosines, found[0], atol=0.01) for cosines in found):
+        raise InputError(f"{path}: {tag_of('ImageOrientationPatient')} contradicts itself: {np.stack(found).tolist()}")
+    return found[0]
+
+
+def _slice_mm(dataset: pydicom.Dataset, path: str | Path) -> float:
+    "From one slice to the next, along the normal; negative against it."
+    return float(dataset.get("SpacingBetweenSlices") or needed(dataset, "SliceThickness", path))
+
+# %% ../nbs/30_dicom.ipynb #b7780a87
+def _nm_affine(dataset: pydicom.Dataset, first: int, path: str | Path) -> tuple[np.ndarray, bool]:  # (4, 4)
+    """From (slice, row, column) to LPS mm, and whether the file gives a place; `first` is the slice of frame 1, from 0.
+
+    Image Position (0020,0032) is that of the first frame stored."""
+    right, down = _volume_cosines(dataset, path)
+    row_mm, column_mm = (float(v) for v in needed(dataset, "PixelSpacing", path))
+    step = np.cross(right, down) * _slice_mm(dataset, path)
+    items = [*dataset.get("DetectorInformationSequence", []), dataset]
+    positions = [np.array(p, dtype=float) for item in items if (p := item.get("ImagePositionPatient"))]
+    if any(np.abs(place - positions[0]).max() > 0.1 for place in positions):
+        raise InputError(f"{path}: {tag_of('ImagePositionPatient')} contradicts itself: {np.stack(positions).tolist()}")
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([step, down * row_mm, right * column_mm], axis=1)
+    affine[:3, 3] = (positions[0] if positions else np.zeros(3)) - first * step
+    return affine, bool(positions)
 
 
 def stored_axes(path: str | Path) -> np.ndarray:  # (3, 3), rows: slice, row, column as unit vectors (x, y, z), LPS
     """Orientation of a reconstructed NM file as its own fields give it. Raises `InputError`.
 
     They are Image Orientation (0020,0037), within Detector Information where it stands there, and the sign of Spacing
-    Between Slices."""
+    Between Slices (0018,0088)."""
     with reading(path, "reconstructed NM volume"):
-        return _stored_axes(pydicom.dcmread(path, stop_before_pixels=True))
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        right, down = _volume_cosines(dataset, path)
+        return np.stack([np.cross(right, down) * np.sign(_slice_mm(dataset, path)), down, right])
 
 # %% ../nbs/30_dicom.ipynb #0f7c90f4
-def _to_lps(
-    array: np.ndarray,
-    axes: np.ndarray,  # (3, 3): axis i of the array runs along axes[i], (x, y, z)
-    source: str | Path,  # named in the error
-) -> np.ndarray:  # (z, y, x), +x left, +y posterior, +z head
-    "The array flipped and transposed into this project's frame; raises `InputError` if that takes more than flips."
-    world = np.abs(axes).argmax(axis=1)  # which world axis each array axis follows
-    if not np.allclose(np.abs(axes), np.eye(3)[world], atol=0.02) or len(set(world)) != 3:
-        raise InputError(f"{source}: oblique images are not supported, its axes are {axes.round(3).tolist()}")
-    for axis, direction in enumerate(axes[np.arange(3), world]):
-        if direction < 0:
-            array = np.flip(array, axis)
-    return np.ascontiguousarray(array.transpose([int(np.flatnonzero(world == w)[0]) for w in (2, 1, 0)]))
+def is_padding(dataset: pydicom.Dataset, stored: np.ndarray) -> np.ndarray:  # bool
+    "Where Pixel Padding Value (0028,0120), up to its Range Limit (0028,0121), says that a stored pixel is no pixel."
+    if (value := dataset.get("PixelPaddingValue")) is None:
+        return np.zeros(stored.shape, dtype=bool)
+    bits, limit = int(dataset.BitsAllocated), dataset.get("PixelPaddingRangeLimit")
+    ends = [int(v) % 2**bits for v in (value, value if limit is None else limit)]
+    if int(dataset.PixelRepresentation):
+        ends = [v - 2**bits * (v >= 2 ** (bits - 1)) for v in ends]
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def read_frames(path: str | Path) -> tuple[pydicom.Dataset, np.ndarray]:  # data set; its pixels, float32
+    "A DICOM file and its pixels in the unit that its rescale slope and intercept give; padding is 0."
+    dataset = pydicom.dcmread(path)
+    stored = dataset.pixel_array
+    slope, intercept = (dataset.get(f"Rescale{name}") for name in ("Slope", "Intercept"))
+    if slope is not None and not float(slope) > 0:
+        raise InputError(f"{path}: {tag_of('RescaleSlope')} must be > 0, got {slope}")
+    values = stored.astype(np.float32) * float(1 if slope is None else slope) + float(intercept or 0)
+    return dataset, np.where(is_padding(dataset, stored), np.float32(0), values.astype(np.float32))
 
 # %% ../nbs/30_dicom.ipynb #ccfe2b2d
-def read_frames(path: str | Path) -> tuple[pydicom.Dataset, np.ndarray]:  # data set; its pixels, float32
-    "A DICOM file and its pixels in the unit that its rescale slope and intercept give."
-    dataset = pydicom.dcmread(path)
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
-    return dataset, dataset.pixel_array.astype(np.float32) * slope + intercept
+NO_EMISSION = re.compile("TRANSMISSION|ATTENUATION|MU.?MAP", re.IGNORECASE)  # in Image Type: the image is of tissue
 
 
-def read_nm(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units; its grid
+def refuse_other_kinds(dataset: pydicom.Dataset, frames: np.ndarray, kind: str, path: str | Path) -> None:
+    "Raise `InputError` unless it is an NM image whose Image Type (0008,0008) names `kind`, and of emission."
+    kinds, modality = [str(v) for v in dataset.get("ImageType") or []], dataset.get("Modality")
+    classes = (pydicom.uid.NuclearMedicineImageStorage, "1.2.840.10008.5.1.4.1.1.5")  # and its predecessor
+    nuclear = modality == "NM" or (modality in ("OT", "", None) and dataset.get("SOPClassUID") in classes)
+    if not nuclear or frames.ndim != 3 or kind not in kinds:
+        what = "a reconstructed NM volume" if kind == "RECON TOMO" else "an NM acquisition"
+        got = f"{modality} {kinds} of class {dataset.get('SOPClassUID')}, shape {frames.shape}"
+        raise InputError(f"{path}: must be {what} (ImageType … {kind}), got {got}")
+    if any(NO_EMISSION.search(word) for word in kinds) or dataset.get("Units") == "1CM":
+        raise InputError(f"{path}: must be of emission, {tag_of('ImageType')} is {kinds}")
+
+# %% ../nbs/30_dicom.ipynb #49afb191
+def _slice_order(dataset: pydicom.Dataset, n: int, path: str | Path) -> np.ndarray:  # (n,) slice of each frame, from 0
+    "Which slice each frame is; raises `InputError` unless the frames are the slices of one volume."
+    others = [keyword for keyword in VECTORS if keyword not in ("SliceVector", "AngularViewVector")]
+    slices, number = frame_vector(dataset, "SliceVector", n, path), int(dataset.get("NumberOfSlices") or n)
+    counted = slices is not None or dataset.get("NumberOfSlices") is not None
+    told = [keyword for keyword in others if not counted or frame_vector(dataset, keyword, n, path) is not None]
+    refuse_several(dataset, told, n, path)
+    if number != n or (slices is not None and not np.array_equal(np.sort(slices), np.arange(1, n + 1))):
+        said = f"{tag_of('SliceVector')} and {tag_of('NumberOfSlices')} ({dataset.get('NumberOfSlices')})"
+        raise InputError(f"{path}: {said} do not make one volume of its {n} frames")
+    return np.arange(n) if slices is None else slices - 1
+
+
+def read_nm(
+    path: str | Path,
+    resample: bool | None = False,  # interpolate oblique images and voxels that are no cubes, see `upright`
+) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units; its grid, in the patient's frame of the file
     """A reconstructed nuclear-medicine DICOM volume, turned to LPS with z towards the head.
 
-    Raises `InputError` naming the file if it is unreadable, no reconstructed NM volume, oblique or not of cubes."""
+    Raises `InputError` naming the file and, where a field is at fault, its name and number: no reconstructed NM volume
+    of emission, several volumes, no orientation, oblique or not of cubes. Without a position it is centred on 0."""
     with reading(path, "reconstructed NM volume"):
-        dataset, array = read_frames(path)
-        kinds = list(dataset.get("ImageType", []))
-        if dataset.get("Modality") != "NM" or array.ndim != 3 or "RECON TOMO" not in kinds:
-            got = f"{dataset.get('Modality')} {kinds}, shape {array.shape}"
-            raise InputError(f"{path}: must be a reconstructed NM volume (ImageType … RECON TOMO), got {got}")
-        spacing = [abs(_slice_spacing(dataset)), *map(float, dataset.PixelSpacing)]
-        image = _to_lps(array, _stored_axes(dataset), path)
-        return torch.from_numpy(image), ImageGrid(image.shape, _cube_mm(spacing, path))
-
-
-def _cube_mm(spacing: list[float], path: str | Path) -> float:
-    "Edge of a voxel, mm; raises `InputError` unless it is a cube."
-    if not np.allclose(spacing, spacing[0], rtol=1e-3):
-        raise InputError(f"{path}: voxels must be cubes, got {spacing} mm")
-    return spacing[0]
+        dataset, frames = read_frames(path)
+        refuse_other_kinds(dataset, frames, "RECON TOMO", path)
+        slices = _slice_order(dataset, len(frames), path)
+        affine, placed = _nm_affine(dataset, int(slices[0]), path)
+        image, grid = upright(frames[np.argsort(slices)], affine, path, resample)
+        return torch.from_numpy(image), grid if placed else replace(grid, center_mm=(0.0, 0.0, 0.0))
 
 # %% ../nbs/30_dicom.ipynb #1193de44
-def _nifti_volume(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units; its grid
-    "A NIfTI volume of cubic voxels."
-    import nibabel
-
-    image = load_image(path)
-    sizes = [float(v) for v in nibabel.load(path).header.get_zooms()[:3]]  # type: ignore[attr-defined]
-    return image, ImageGrid(image.numpy().shape, _cube_mm(sizes, path))
+LEAST_SHARE = -1e-3  # of the maximum; interpolation leaves voxels a little below 0, which are read as 0
 
 
-def read_activity(path: str | Path) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units, >= 0; its grid
-    "A reconstructed emission image from DICOM or NIfTI (.nii, .nii.gz), as `read_nm`; values >= 0 or `InputError`."
-    image, grid = _nifti_volume(path) if str(path).endswith((".nii", ".nii.gz")) else read_nm(path)
-    if not torch.isfinite(image).all() or (image < 0).any() or not (image > 0).any():
-        raise InputError(f"{path}: an activity image must be finite, >= 0 and not empty")
-    return image, grid
+def read_activity(
+    path: str | Path,
+    resample: bool | None = False,  # interpolate oblique images and voxels that are no cubes, see `upright`
+) -> tuple[Tensor, ImageGrid]:  # (z, y, x) in stored units, >= 0; its grid, in the file's world coordinates
+    "A reconstructed emission image from DICOM or NIfTI (by its name), as `read_nm`; values >= 0 or `InputError`."
+    nifti = str(path).lower().endswith((".nii", ".nii.gz", ".hdr", ".img"))
+    image, grid = read_image(path, resample) if nifti else read_nm(path, resample)
+    low, high = float(image.min()), float(image.max())
+    if not (torch.isfinite(image).all() and high > 0 and low >= LEAST_SHARE * high):
+        got = f"its minimum is {low:.4g}, its maximum {high:.4g}"
+        raise InputError(f"{path}: an activity image must be finite, >= 0 and not empty: {got}")
+    return image.clamp_min(0), grid
 
 # %% ../nbs/30_dicom.ipynb #11f518f6
 FACES = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
@@ -147,23 +257,43 @@ def study_from_image(
     rng: np.random.Generator,
     mu: Tensor | None = None,  # attenuation map on the image's grid, (z, y, x), cm⁻¹
     heart: Tensor | None = None,  # expert's wall mask, (z, y, x); dilated by 5 voxels it becomes the heart region
+    resample: bool | None = False,  # see `upright`
 ) -> Study:
-    "Take a real image as the true activity and simulate its full-dose acquisition."
-    image, grid = read_activity(path)
+    "Take a real image as the true activity, its middle at the scanner's, and simulate its full-dose acquisition."
+    image, grid = read_activity(path, resample)
     if heart is not None:
         ball = np.indices((11, 11, 11)) - 5
         heart = torch.from_numpy(binary_dilation(np.asarray(heart) > 0, (ball**2).sum(0) <= 25))
-    return simulate_activity(image, grid, scanner, counts, rng, mu, heart, meta={"activity_from": Path(path).name})
+    centred = replace(grid, center_mm=(0.0, 0.0, 0.0))
+    return simulate_activity(image, centred, scanner, counts, rng, mu, heart, meta={"activity_from": Path(path).name})
 
 # %% ../nbs/30_dicom.ipynb #4e145b86
 IDENTITY = (  # shared with the source; DICOM asks for each of these even where it is empty
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID"),
-    *("AccessionNumber", "ReferringPhysicianName", "FrameOfReferenceUID"),
+    *("AccessionNumber", "ReferringPhysicianName"),
 )
 IDENTITY_IF_KNOWN = (  # shared with the source where it has them
     *("PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription"),
 )
+
+
+TEXTS = ("PN", "LO", "SH", "LT", "ST", "UC", "UT")  # kinds of values that the character set is about
+
+
+def _keep_texts(out: pydicom.Dataset) -> None:
+    "Write all texts in UTF-8 if the character set named does not bring each of them back as it is."
+    texts = pydicom.Dataset({e.tag: e for e in out if e.VR in TEXTS or e.keyword == "SpecificCharacterSet"})
+    file, wanted = io.BytesIO(), {e.tag: str(e.value) for e in texts}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pydicom.dcmwrite(file, texts, implicit_vr=False, little_endian=True, enforce_file_format=False)
+        again = pydicom.dcmread(io.BytesIO(file.getvalue()), force=True)
+        changed = [tag for tag, text in wanted.items() if str(again[tag].value) != text]
+    if changed:
+        for element in texts:
+            out[element.tag] = pydicom.DataElement(element.tag, element.VR, wanted[element.tag])
+        out.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _identified(source: str | Path | None) -> pydicom.Dataset:
@@ -176,9 +306,17 @@ def _identified(source: str | Path | None) -> pydicom.Dataset:
         return out
     with reading(source, "DICOM file"):
         given = pydicom.dcmread(source, stop_before_pixels=True)
+        needed(given, "StudyInstanceUID", source)
         for name in (name for name in IDENTITY + IDENTITY_IF_KNOWN if name in given):
             out[name] = given[name]
+        if charset := given.get("SpecificCharacterSet"):
+            out.SpecificCharacterSet = charset
     return out
+
+
+def check_source(source: str | Path) -> None:
+    "Raise `InputError` on a file that `write_nm` could not take patient and study from."
+    _identified(source)
 
 # %% ../nbs/30_dicom.ipynb #a1af3560
 def _describe(out: pydicom.Dataset, description: str) -> None:
@@ -196,14 +334,15 @@ def _describe(out: pydicom.Dataset, description: str) -> None:
 
 def _place(out: pydicom.Dataset, grid: ImageGrid) -> None:
     "Where the voxels lie: (z, y, x) in LPS, from the feet to the head."
-    detector = pydicom.Dataset()
+    detector, edge = pydicom.Dataset(), f"{grid.voxel_mm:.10g}"
     detector.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    detector.ImagePositionPatient = [f"{axis[0]:.6g}" for axis in grid.axes_mm()[::-1]]
+    detector.ImagePositionPatient = [f"{axis[0]:.10g}" for axis in grid.axes_mm()[::-1]]
+    out.FrameOfReferenceUID = pydicom.uid.generate_uid()  # of our own: the grid's origin is not the source's
     out.DetectorInformationSequence = [detector]
     out.NumberOfFrames, out.Rows, out.Columns = grid.shape
     out.NumberOfSlices, out.SliceVector = grid.shape[0], list(range(1, grid.shape[0] + 1))
     out.FrameIncrementPointer = pydicom.tag.Tag(0x0054, 0x0080)  # frames are slices
-    out.PixelSpacing, out.SliceThickness, out.SpacingBetweenSlices = [grid.voxel_mm] * 2, grid.voxel_mm, grid.voxel_mm
+    out.PixelSpacing, out.SliceThickness, out.SpacingBetweenSlices = [edge] * 2, edge, edge
 
 # %% ../nbs/30_dicom.ipynb #d4735eb4
 def _store(out: pydicom.Dataset, array: np.ndarray) -> None:
@@ -237,6 +376,7 @@ def write_nm(
     _describe(out, description)
     _place(out, grid)
     _store(out, array)
+    _keep_texts(out)
     with atomic_path(path) as tmp:
         out.save_as(tmp, enforce_file_format=True)
     return Path(path)

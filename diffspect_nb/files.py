@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -20,14 +21,76 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from nibabel.spatialimages import SpatialImage
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
 from .core import ImageGrid, InputError
 
 # %% auto #0
-__all__ = ['STALE_S', 'FULL_OR_FAILED', 'MOST_JSON_BYTES', 'MOST_VOXELS', 'atomic_path', 'atomic_folder', 'write_json',
-           'read_json', 'reading', 'read_nifti', 'save_image', 'load_image', 'write_csv', 'cache_dir']
+__all__ = ['CACHE_GB', 'CACHED', 'IN_USE_S', 'STALE_S', 'FULL_OR_FAILED', 'MOST_JSON_BYTES', 'MOST_VOXELS', 'TO_MM', 'LPS',
+           'ALONG', 'EDGE_MM', 'OFFER', 'cache_dir', 'cache_limit', 'cached_files', 'trim_cache', 'atomic_path',
+           'atomic_folder', 'write_json', 'read_json', 'reading', 'read_nifti', 'upright', 'interpolated', 'save_image',
+           'read_image', 'check_same_grid', 'on_grid', 'load_image', 'load_mask', 'write_csv']
+
+# %% ../nbs/01_files.ipynb #127eef65
+def cache_dir() -> Path:
+    "Folder for what can always be made again: $DIFFSPECT_CACHE, else the user's cache folder, else a temporary one."
+    if own := os.environ.get("DIFFSPECT_CACHE"):
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffspect_nb"
+    except RuntimeError:  # a user without a home
+        user = getattr(os, "getuid", os.getpid)()
+        return Path(tempfile.gettempdir()) / f"diffspect_nb-{user}"
+
+# %% ../nbs/01_files.ipynb #a3db84d6
+CACHE_GB = 5.0  # unless $DIFFSPECT_CACHE_GB says otherwise
+CACHED = ("system-*.safetensors", "cohort-*/*.safetensors")  # what this library keeps there
+IN_USE_S = 24 * 3600  # a cohort that grew within this time stays
+
+
+def cache_limit() -> float:  # bytes
+    "How much the cache may hold, from $DIFFSPECT_CACHE_GB; raises `InputError` on what is no size."
+    text = os.environ.get("DIFFSPECT_CACHE_GB") or str(CACHE_GB)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        raise InputError(f"DIFFSPECT_CACHE_GB must be a number of gigabytes >= 0, got {text!r}")
+    return limit * 1e9
+
+
+def cached_files() -> list[tuple[Path, int]]:  # each with its bytes
+    "What this library keeps in its cache, used longest ago first."
+    found = []
+    for path in (path for pattern in CACHED for path in cache_dir().glob(pattern)):
+        try:
+            about = path.stat()
+        except OSError:
+            continue  # another process removed it
+        found.append((max(about.st_atime, about.st_mtime), path, about.st_size))
+    return [(path, size) for _, path, size in sorted(found)]
+
+
+def _in_use(path: Path) -> bool:
+    "Whether a file belongs to a cohort that grew lately."
+    return path.parent != cache_dir() and time.time() - path.parent.stat().st_mtime < IN_USE_S
+
+
+def trim_cache(most: float | None = None) -> int:  # bytes removed
+    "Remove what was used longest ago until the cache holds no more than `most` bytes (default: `cache_limit`)."
+    limit, removed = cache_limit() if most is None else most, 0
+    files = cached_files()
+    excess = sum(size for _, size in files) - limit
+    for path, size in files:
+        if removed >= excess:
+            break
+        if most is None and _in_use(path):
+            continue
+        path.unlink(missing_ok=True)
+        removed += size
+    return removed
 
 # %% ../nbs/01_files.ipynb #52b6b736
 STALE_S = 3600  # a part file this old belongs to a process that was killed
@@ -85,6 +148,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             tmp.chmod(0o644)
             _to_disk(tmp)
             os.replace(tmp, path)
+            if cache_dir() in path.parents:
+                trim_cache()
     finally:
         tmp.unlink(missing_ok=True)
 
@@ -156,6 +221,8 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     For foreign formats only: their libraries parse lazily and raise kinds of their own at any access."""
     try:
         yield
+    except ModuleNotFoundError as e:  # a library that this kind of file takes
+        raise InputError(f"{path}: not a readable {what}: that takes the Python package {e.name}") from None
     except (InputError, NameError, ImportError):  # already said, or our own mistake
         raise
     except FileNotFoundError:
@@ -167,21 +234,127 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
 MOST_VOXELS = 2**26  # 270 times the clinical grid; a header that promises more is refused before anything is read
 
 
-def read_nifti(path: str | Path) -> tuple[SpatialImage, np.ndarray]:
-    "A NIfTI file and its numbers, three-dimensional, finite, float32, in the file's own order; raises `InputError`."
+def _opened(path: str | Path):
+    "nibabel's image, also of a name such as `Heart.Nii`, which nibabel would look for in small letters."
+    found = re.search(r"\.nii(\.gz)?$", str(path), re.IGNORECASE)
+    if found and found[0] not in (found[0].lower(), found[0].upper()):
+        return nibabel.Nifti1Image.from_file_map({"image": nibabel.FileHolder(filename=str(path))})
+    return nibabel.load(path)
+
+
+def read_nifti(path: str | Path) -> tuple[nibabel.Nifti1Pair, np.ndarray]:
+    """A NIfTI file and its numbers, three-dimensional, finite, float32, in the file's own order; raises `InputError`.
+
+    Further axes of length 1 are dropped."""
     with reading(path, "NIfTI file"):
-        nifti = nibabel.load(path)
-        if not isinstance(nifti, SpatialImage):
-            raise InputError(f"{path}: holds no array of voxels, but {type(nifti).__name__}")
+        nifti = _opened(path)
+        if not isinstance(nifti, nibabel.Nifti1Pair):
+            raise InputError(f"{path}: must be a NIfTI file, got {type(nifti).__name__}")
         shape, kind = nifti.shape, nifti.get_data_dtype()
         if math.prod(max(0, int(n)) for n in shape) > MOST_VOXELS or kind.itemsize > 8:
             raise InputError(f"{path}: its header promises {shape} of {kind}, allowed are {MOST_VOXELS} numbers")
-        array = np.asarray(nifti.dataobj, dtype=np.float32)
-    if array.ndim != 3:
-        raise InputError(f"{path}: must be three-dimensional, got shape {array.shape}")
+        if kind.kind not in "iuf" or len(shape) < 3 or math.prod(shape[3:]) != 1:
+            raise InputError(f"{path}: must be three-dimensional, real numbers, got shape {shape} of {kind}")
+        array = np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape[:3])
     if not np.isfinite(array).all():
         raise InputError(f"{path}: values must be finite, it holds NaN or infinity")
     return nifti, array
+
+# %% ../nbs/01_files.ipynb #feb9fc3e
+TO_MM = {"mm": 1.0, "meter": 1000.0, "micron": 1e-3, "unknown": 1.0}
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's right, front, head to left, back, head
+
+
+def _corners(shape: Sequence[int]) -> np.ndarray:  # (4, 8)
+    "Indices of the voxels in the corners, as columns that an affine takes."
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij")).reshape(3, -1)
+    return np.vstack([ends, np.ones(8)])
+
+
+def _nifti_affine(nifti: nibabel.Nifti1Pair, path: str | Path) -> np.ndarray:  # (4, 4), index to LPS mm
+    "Of the sform, else of the qform; raises `InputError` where there is neither, or they contradict each other."
+    forms = {name: getattr(nifti.header, f"get_{name}")(coded=True)[0] for name in ("sform", "qform")}
+    given = {name: affine for name, affine in forms.items() if affine is not None}
+    if not given:
+        raise InputError(f"{path}: does not say which way its axes run (qform_code and sform_code are both 0)")
+    if len(given) == 2:
+        apart = np.abs((forms["sform"] - forms["qform"]) @ _corners(nifti.shape)).max()
+        if not apart < 0.25 * np.linalg.norm(forms["sform"][:3, :3], axis=0).min():
+            raise InputError(f"{path}: qform and sform place its voxels {apart:.3g} apart; set the code of one to 0")
+    scale = TO_MM[nifti.header.get_xyzt_units()[0]]
+    return LPS @ np.diag([scale, scale, scale, 1.0]) @ next(iter(given.values()))
+
+# %% ../nbs/01_files.ipynb #c2b3a27b
+ALONG = 0.005  # sine of the angle by which an axis may leave the patient's: 0.3°
+EDGE_MM = (0.05, 100.0)  # what an edge of a voxel may measure
+OFFER = "--resample (resample=True) interpolates it"
+
+
+def _refusal(cosines: np.ndarray, sizes: np.ndarray) -> str | None:
+    "Why an image fits no grid without interpolation; None if it does."
+    along = np.eye(3)[np.abs(cosines).argmax(axis=1)]
+    if not np.allclose(np.abs(cosines), along, atol=ALONG) or not along.any(axis=0).all():
+        return f"oblique images are not supported, its axes are {cosines.round(3).tolist()}"
+    return None if np.ptp(sizes) <= 1e-3 * sizes.mean() else f"voxels must be cubes, got {sizes.round(4).tolist()} mm"
+
+
+def upright(
+    array: np.ndarray,
+    affine: np.ndarray,  # (4, 4), from an index of the array to LPS mm
+    source: str | Path,  # named in the error
+    resample: bool | None = False,  # interpolate what flips cannot turn; None: refuse it, and do not offer to
+) -> tuple[np.ndarray, ImageGrid]:  # (z, y, x), +x left, +y back, +z head; its grid
+    "An array turned into this project's frame. Raises `InputError` on oblique axes or voxels that are no cubes."
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and (sizes > EDGE_MM[0]).all() and (sizes < EDGE_MM[1]).all()):
+        raise InputError(f"{source}: edges of voxels must be {EDGE_MM[0]} … {EDGE_MM[1]} mm, got {sizes.tolist()}")
+    cosines = (affine[:3, :3] / sizes).T  # of each axis of the array
+    if abs(np.linalg.det(cosines)) < 0.1:
+        raise InputError(f"{source}: its axes span no volume, they run along {cosines.round(3).tolist()}")
+    if reason := _refusal(cosines, sizes):
+        if resample:
+            return _straightened(array, affine, source)
+        raise InputError(f"{source}: {reason}" + ("" if resample is None else f"; {OFFER}"))
+    world = np.abs(cosines).argmax(axis=1)  # which world axis each array axis follows
+    center = affine @ [*(np.array(array.shape) - 1) / 2, 1]
+    array = np.flip(array, tuple(axis for axis in range(3) if cosines[axis, world[axis]] < 0))
+    array = np.ascontiguousarray(array.transpose([int(np.flatnonzero(world == w)[0]) for w in (2, 1, 0)]))
+    return array, ImageGrid(array.shape, round(float(sizes.mean()), 5), _rounded(center))
+
+
+def _rounded(point: np.ndarray) -> tuple[float, float, float]:
+    "To a micrometre: files keep seven digits."
+    x, y, z = (round(float(v), 3) + 0.0 for v in point[:3])
+    return x, y, z
+
+# %% ../nbs/01_files.ipynb #7fd79f87
+def interpolated(array: np.ndarray, affine: np.ndarray, grid: ImageGrid, order: int = 1) -> np.ndarray:  # (z, y, x)
+    """An image looked up on a grid: linearly, smoothed where the grid is coarser, or (order 0) the nearest voxel.
+
+    Values are kept, not sums; 0 outside the image."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if order:
+        array = gaussian_filter(array, np.sqrt(np.clip((grid.voxel_mm / sizes) ** 2 - 1, 0, None) / 12), mode="nearest")
+    z, y, x = grid.axes_mm()
+    to_index, planes = np.linalg.inv(affine), []
+    for height in z:
+        points = np.stack([*np.meshgrid(x, y), np.full((len(y), len(x)), height), np.ones((len(y), len(x)))])
+        where = np.tensordot(to_index, points, 1)[:3]
+        inside = [(w > -0.5) & (w < n - 0.5) for w, n in zip(where, array.shape, strict=True)]
+        plane = map_coordinates(array, where, order=order, mode="nearest", prefilter=False)
+        planes.append(np.where(np.all(inside, axis=0), plane, 0))
+    return np.stack(planes).astype(np.float32)
+
+
+def _straightened(array: np.ndarray, affine: np.ndarray, source: str | Path) -> tuple[np.ndarray, ImageGrid]:
+    "The image on cubes of its smallest edge, as many as hold it all; raises `InputError` where those are too many."
+    edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    reach = np.abs(affine[:3, :3]) @ array.shape  # of the box round it, mm
+    shape = np.ceil(reach[::-1] / edge - 1e-3).astype(int)
+    if math.prod(shape.tolist()) > MOST_VOXELS:
+        raise InputError(f"{source}: takes {shape.tolist()} voxels of {edge:.3g} mm, allowed are {MOST_VOXELS}")
+    grid = ImageGrid(tuple(shape), round(edge, 5), _rounded(affine @ [*(np.array(array.shape) - 1) / 2, 1]))
+    return interpolated(array, affine, grid), grid
 
 # %% ../nbs/01_files.ipynb #b83c0946
 def save_image(path: str | Path, image: Tensor, grid: ImageGrid) -> None:
@@ -192,29 +365,57 @@ def save_image(path: str | Path, image: Tensor, grid: ImageGrid) -> None:
     nibabel.save(nifti, path)
 
 
-def _turned(nifti: SpatialImage, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "The array with its axes turned to left, back, head, and the affine that then belongs to it."
-    own, ours = nibabel.io_orientation(nifti.affine), nibabel.orientations.axcodes2ornt("LPS")
-    turn = nibabel.orientations.ornt_transform(own, ours)
-    affine = nifti.affine @ nibabel.orientations.inv_ornt_aff(turn, nifti.shape)
-    return nibabel.orientations.apply_orientation(array, turn), affine
-
-
-def load_image(path: str | Path, grid: ImageGrid | None = None) -> Tensor:  # (z, y, x) float32
-    """Read a NIfTI image, axes turned to this project's; with `grid`, its shape and place must match.
-
-    Raises `InputError`."""
+def read_image(path: str | Path, resample: bool | None = False) -> tuple[Tensor, ImageGrid]:  # (z, y, x); its grid
+    "A NIfTI image and where it lies, axes turned to this project's (see `upright`). Raises `InputError`."
     nifti, array = read_nifti(path)
-    with reading(path, "NIfTI file"):  # its affine may span no volume
-        array, affine = _turned(nifti, array)
-    image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    if grid is None:
-        return image
-    if tuple(image.shape) != grid.shape:
-        raise InputError(f"{path}: must have the grid's shape (z, y, x) = {grid.shape}, got {tuple(image.shape)}")
-    if not np.allclose(affine, grid.affine(), atol=0.05):
-        raise InputError(f"{path}: its affine does not place it on the study's grid of {grid.voxel_mm} mm voxels")
+    with reading(path, "NIfTI file"):
+        image, grid = upright(array, _nifti_affine(nifti, path), path, resample)
+    return torch.from_numpy(image), grid
+
+# %% ../nbs/01_files.ipynb #0c92eb5c
+def check_same_grid(own: ImageGrid, grid: ImageGrid, source: str | Path, resample: bool | None = None) -> None:
+    "Raise `InputError` unless an image's own grid is that grid, to a tenth of a millimetre in every corner."
+    offer = "" if resample is None else f"; {OFFER}"
+    if own.shape != grid.shape:
+        raise InputError(f"{source}: must have the grid's shape (z, y, x) = {grid.shape}, got {own.shape}{offer}")
+    if np.abs((own.affine() - grid.affine()) @ _corners(own.shape[::-1])).max() > 0.1:
+        places = [f"{g.voxel_mm:g} mm voxels round {g.center_mm} mm" for g in (grid, own)]
+        raise InputError(f"{source}: its affine does not place it on the grid of {places[0]}: {places[1]}{offer}")
+
+
+def on_grid(image: Tensor, own: ImageGrid, grid: ImageGrid) -> Tensor:  # (z, y, x) of the grid
+    "An image (z, y, x) looked up on another grid, linearly; itself if it lies there already."
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0], [0, 1, 2]] = own.voxel_mm
+    affine[:, 3] = [*(axis[0] for axis in own.axes_mm()[::-1]), 1]
+    return image if own == grid else torch.from_numpy(interpolated(image.numpy(), affine, grid))
+
+
+def load_image(
+    path: str | Path,
+    grid: ImageGrid | None = None,  # on which it must lie
+    resample: bool | None = None,  # onto that grid, where it lies elsewhere; None: refuse, and do not offer to
+) -> Tensor:  # (z, y, x) float32
+    "Read a NIfTI image, axes turned to this project's; with `grid`, its shape and place must match or `InputError`."
+    if grid is not None and resample:
+        return _on_grid(path, grid, order=1)
+    image, own = read_image(path, resample)
+    if grid is not None:
+        check_same_grid(own, grid, path, resample)
     return image
+
+
+def load_mask(path: str | Path, grid: ImageGrid, resample: bool | None = None) -> Tensor:  # (z, y, x) bool
+    "As `load_image`, of a mask: what is above 0 is inside, and resampling takes the nearest voxel."
+    return (_on_grid(path, grid, order=0) if resample else load_image(path, grid, resample)) > 0
+
+
+def _on_grid(path: str | Path, grid: ImageGrid, order: int) -> Tensor:
+    nifti, array = read_nifti(path)
+    with reading(path, "NIfTI file"):
+        affine = _nifti_affine(nifti, path)
+        upright(array, affine, path, resample=True)  # refuses what is no place at all
+        return torch.from_numpy(interpolated(array, affine, grid, order))
 
 # %% ../nbs/01_files.ipynb #edad052d
 def write_csv(path: str | Path, rows: Sequence[dict]) -> None:
@@ -224,10 +425,3 @@ def write_csv(path: str | Path, rows: Sequence[dict]) -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
-def cache_dir() -> Path:
-    "Folder for files that can always be made again: $DIFFSPECT_CACHE, else the user's cache folder."
-    if own := os.environ.get("DIFFSPECT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffspect_nb"

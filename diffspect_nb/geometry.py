@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -258,13 +259,15 @@ def project_points(
     return row, column, depth
 
 # %% ../nbs/02_geometry.ipynb #33065f9d
+@lru_cache(maxsize=4)
 def views_per_voxel(scanner: Scanner, grid: ImageGrid) -> np.ndarray:  # (z, y, x), integers 0 … n_views
-    "How many modules see each voxel's centre."
+    "How many modules see each voxel's centre; not to be written to."
     points, (rows, cols) = grid.centers_mm(), scanner.pixels
     count = np.zeros(grid.n_voxels, dtype=int)
     for pinhole in scanner.pinholes:
         r, c, depth = project_points(points, pinhole, scanner)
         count += (depth > 0) & (np.abs(r - (rows - 1) / 2) < rows / 2) & (np.abs(c - (cols - 1) / 2) < cols / 2)
+    count.flags.writeable = False  # it is kept
     return count.reshape(grid.shape)
 
 

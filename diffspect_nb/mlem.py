@@ -29,6 +29,14 @@ def _uniform(measurement: Measurement) -> Tensor:
     s, y = measurement.sensitivity, measurement.counts
     return (s > 0) * (y.sum((-3, -2, -1), keepdim=True) / s.sum().clamp_min(1e-30))
 
+
+def _checked_start(measurement: Measurement, start: Tensor) -> Tensor:
+    "A start image of its own, like `_uniform`; raises `InputError` where EM could not go on from it."
+    x, shape = torch.as_tensor(start).to(measurement.counts).clone(), measurement.system.image_shape
+    if tuple(x.shape[-3:]) != tuple(shape) or not torch.isfinite(x).all() or (x < 0).any():
+        raise InputError(f"start must be finite, >= 0 and of the image's shape {tuple(shape)}, got {tuple(x.shape)}")
+    return x
+
 # %% ../nbs/08_mlem.ipynb #38c34852
 @compiled
 def _updated(found, x, back, sensitivity):
@@ -61,15 +69,18 @@ def mlem_steps(
 ) -> Iterator[Step]:
     """MLEM (Shepp & Vardi 1982; Xie et al. 2025, eq. 11) or, with subsets, OSEM (Hudson & Larkin 1994).
 
-    One `Step` per pass over all views, image (z, y, x) in photons of this acquisition."""
+    One `Step` per pass over all views, image (z, y, x) in photons of this acquisition. A subset without a count changes
+    nothing. Raises `InputError` on a start of another shape, not finite or below 0."""
     subsets, seen = measurement.subsets(n_subsets), measurement.sensitivity > 0
-    x = _uniform(measurement) if start is None else torch.as_tensor(start).to(measurement.counts).clone()
+    x = _uniform(measurement) if start is None else _checked_start(measurement, start)
     x = torch.where(seen, x, torch.zeros_like(x))
     expected = None
     for i in range(1, n_iter + 1):
         for part in subsets:
             expected = part.expected(x) if expected is None else expected
-            x = _em_update(x, part.system.adjoint(_ratio(part.counts, expected)), part.sensitivity)
+            counted = part.counts.sum((-3, -2, -1), keepdim=True) > 0
+            heard = part.sensitivity * (counted | (n_subsets == 1))  # a dead subset says nothing about its voxels
+            x = _em_update(x, part.system.adjoint(_ratio(part.counts, expected)), heard)
             expected = None
         if n_subsets == 1 or likelihood:
             full = measurement.expected(x)

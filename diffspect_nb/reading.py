@@ -27,7 +27,8 @@ from .polar import ANGLES, ROWS, PolarMap, PolarScale, plot_polar, polar_map, sm
 
 # %% auto #0
 __all__ = ['THRESHOLD_SD', 'GAIN_PERCENT', 'NormalHearts', 'normal_hearts', 'save_normals', 'load_normals', 'Deficit', 'deficit',
-           'Reversibility', 'reversibility', 'show_reading', 'reading_figure', 'AxisEditor']
+           'HeartReading', 'heart_reading', 'Reversibility', 'reversibility', 'show_reading', 'reading_figure',
+           'AxisEditor']
 
 # %% ../nbs/35_reading.ipynb #b873a583
 THRESHOLD_SD = 2.5  # this far below normal is abnormal
@@ -133,6 +134,39 @@ def deficit(disc: PolarMap, normal: NormalHearts, threshold_sd: float = THRESHOL
         return Deficit(p, z, defect, 0.0, 0.0, 0.0)
     severity, loss = (float((m * w).sum() / w.sum()) for m in (-z, 100 * (1 - p / normal.mean)))
     return Deficit(p, z, defect, float(100 * w.sum()), severity, loss)
+
+# %% ../nbs/35_reading.ipynb #161d9a41
+@dataclass(frozen=True)
+class HeartReading:
+    "One image as it is read."
+
+    image: Tensor  # (z, y, x)
+    ventricle: LeftVentricle  # in the image's world coordinates
+    disc: PolarMap
+    deficit: Deficit
+
+    def to_json(self) -> dict:
+        "Axis, middle (x, y, z; mm), size, and what is missing."
+        v, d = self.ventricle, self.deficit
+        axis = {"azimuth_deg": v.azimuth_deg, "elevation_deg": v.elevation_deg, "center_mm": v.center_mm.tolist()}
+        size = {"radius_mm": v.radius_mm, "match": v.match}
+        return axis | size | {"extent_percent": d.extent_percent, "severity_sd": d.severity_sd}
+
+
+def heart_reading(
+    image: Tensor,  # (z, y, x)
+    grid: ImageGrid,
+    normal: NormalHearts,
+    mask: Tensor | None = None,  # (z, y, x), an expert's wall to find the axis in
+    azimuth_deg: float | None = None,  # of the apex, by hand; None: as found
+    elevation_deg: float | None = None,
+) -> HeartReading:
+    "The ventricle of an image, found and turned by hand where asked, its polar map, and what that lacks."
+    ventricle = find_ventricle(image, grid, mask)
+    if azimuth_deg is not None or elevation_deg is not None:
+        ventricle = turned(ventricle, azimuth_deg, elevation_deg)
+    disc = polar_map(image, ventricle, grid)
+    return HeartReading(image, ventricle, disc, deficit(disc, normal))
 
 # %% ../nbs/35_reading.ipynb #51043763
 GAIN_PERCENT = 10.0  # points of per cent by which a reading must gain at rest to count as improved

@@ -82,9 +82,10 @@ class Beginning:
 
 # %% ../nbs/21_reconstruction.ipynb #ea3aba6b
 def versions() -> dict:
-    "Versions of what computed a result."
+    "Versions of what computed a result, and its threads: they order the sums, and so decide about the last digits."
     known = {p: metadata.version(p) for p in ("torch", "numpy", "scipy", "safetensors", "nibabel", "pydicom")}
-    return {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()} | known
+    own = {"diffspect_nb": diffspect_nb.__version__, "python": platform.python_version()}
+    return own | known | {"threads": torch.get_num_threads()}
 
 
 def _passes(study: Study, weights: Weights) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import diffspect_nb
 from .attenuation import check_mu
-from .core import ImageGrid, InputError
+from .core import ImageGrid, InputError, check_seed
 from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
 from .geometry import SCANNERS, Scanner, named_scanner
 from .phantom import Phantom, heart_mask
@@ -322,7 +322,7 @@ def sample_folder(name: str = "patient") -> Path:
 def reduced_study(study: Study, counts: float | None, views: int | None, seed: int) -> Study:
     "The study thinned to a share of its counts and cut to its central views."
     if counts is not None and counts != 1:
-        study = thin(study, counts, np.random.default_rng(seed))
+        study = thin(study, counts, np.random.default_rng(check_seed(seed)))
     return study if views is None else keep_views(study, views)
 
 # %% ../nbs/07_study.ipynb #91d4ee20

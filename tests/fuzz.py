@@ -6,8 +6,10 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import torch
@@ -56,8 +58,29 @@ def projections(folder: Path) -> Path:
     return folder / "tomo.dcm"
 
 
+def heads(folder: Path) -> Path:
+    "The same of two heads of two stops each, told apart by vectors, with a radius for each frame."
+    file = pydicom.dcmread(projections(folder))
+    rotation, second = file.RotationInformationSequence[0], pydicom.Dataset()
+    second.CollimatorType, second.ImageOrientationPatient, second.StartAngle = "PARA", [-1, 0, 0, 0, 0, -1], 0
+    file.DetectorInformationSequence.append(second)
+    file.DetectorInformationSequence[0].StartAngle, rotation.RadialPosition = 180, [220, 221, 240, 241]
+    file.NumberOfDetectors, file.DetectorVector, file.AngularViewVector = 2, [1, 1, 2, 2], [1, 2, 1, 2]
+    file.EnergyWindowVector, file.RotationVector = [1] * 4, [1] * 4
+    file.save_as(folder / "tomo.dcm")
+    return folder / "tomo.dcm"
+
+
+def oblique(folder: Path) -> Path:
+    "An image whose axes are none of the patient's."
+    affine = GRID.affine()
+    affine[:2, :2] = 4 * np.array([[-0.8, 0.6], [-0.6, -0.8]])
+    nibabel.save(nibabel.Nifti1Image(image().numpy().transpose(2, 1, 0), affine), folder / "oblique.nii.gz")
+    return folder / "oblique.nii.gz"
+
+
 def ct(folder: Path) -> Path:
-    "A CT series of three slices in a folder."
+    "A CT series of three slices in a folder, with a padding value."
     (folder / "ct").mkdir(parents=True)
     series = pydicom.uid.generate_uid()
     for k in range(3):
@@ -65,6 +88,7 @@ def ct(folder: Path) -> Path:
         del file.NumberOfFrames, file.FrameIncrementPointer, file.DetectorInformationSequence
         file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
         file.Modality, file.SeriesInstanceUID = "CT", series
+        file[0x00280120] = pydicom.DataElement(0x00280120, "US", 4095)
         file.ImageOrientationPatient, file.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 4 * k]
         file.save_as(folder / "ct" / f"{k}.dcm")
     return folder / "ct"
@@ -84,6 +108,7 @@ def interfile(folder: Path) -> Path:
     lines = ["!INTERFILE :=", "!name of data file := data.v", "!number format := float"]
     lines += ["!number of bytes per pixel := 4", "imagedata byte order := LITTLEENDIAN"]
     lines += [f"!matrix size [{axis}] := {n}" for axis, n in ((1, 5), (2, 4), (3, 3))]
+    lines += ["data offset in bytes [1] := 0", "image scaling factor [1] := 1", "number of time frames := 1"]
     (folder / "image.hv").write_text("\n".join(lines) + "\n")
     return folder / "image.hv"
 
@@ -110,12 +135,15 @@ def checkpoint(folder: Path) -> Path:
 
 
 FILES: dict[str, Callable[[Path], Path]] = {
-    f.__name__: f for f in (nm, nifti, projections, ct, ct_archive, interfile, study, scanner, checkpoint)
+    f.__name__: f
+    for f in (nm, nifti, oblique, projections, heads, ct, ct_archive, interfile, study, scanner, checkpoint)
 }
 READERS: dict[str, Callable[[Path], object]] = {
     "nm": read_nm,
     "nifti": read_activity,
+    "oblique": partial(read_activity, resample=True),
     "projections": read_projections,
+    "heads": read_projections,
     "ct": read_ct,
     "ct_archive": read_ct,
     "interfile": read_interfile,

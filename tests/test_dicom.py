@@ -118,10 +118,10 @@ def test_frames_stored_the_other_way_round_are_turned(acquisition):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (lambda f: f.RotationInformationSequence[0].__delattr__("AngularStep"), "not a readable NM acquisition"),
-        (lambda f: setattr(f.RotationInformationSequence[0], "RotationDirection", "UP"), "not a readable NM acq"),
+        (lambda f: f.RotationInformationSequence[0].__delattr__("AngularStep"), r"lacks Angular Step \(0018,1144\)"),
+        (lambda f: setattr(f.RotationInformationSequence[0], "RotationDirection", "UP"), "0018,1140"),
         (lambda f: setattr(f.DetectorInformationSequence[0], "CollimatorType", "FANB"), "only parallel-hole"),
-        (lambda f: setattr(f, "NumberOfEnergyWindows", 2), "one energy window"),
+        (lambda f: setattr(f, "NumberOfEnergyWindows", 2), "0054,0010"),
         (lambda f: setattr(f, "PixelSpacing", [4, 5]), "must be square"),
         (lambda f: setattr(f, "Modality", "CT"), "must be an NM acquisition"),
         (lambda f: setattr(f, "NumberOfFrames", 10**9), "not a readable NM acquisition"),

@@ -10,7 +10,7 @@ from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import anchored_em, mlem, mlem_steps, osem
 from diffspect_nb.phantom import torso
 from diffspect_nb.prior import early_and_late, intensity_scale
-from diffspect_nb.study import simulate, thin
+from diffspect_nb.study import keep_views, simulate, thin
 from diffspect_nb.system import Measurement, SystemMatrix, poisson_deviance, poisson_log_likelihood
 
 
@@ -172,3 +172,32 @@ def test_impossible_data_are_refused():
         anchored_em(Measurement(system, counts), torch.ones(system.image_shape), -1.0)
     with pytest.raises(InputError, match="anchor must be"):
         anchored_em(Measurement(system, counts), torch.ones(2, 2, 2), 1.0)
+
+
+@pytest.mark.parametrize("dead", [[1], [0, 2]])
+def test_a_dead_view_of_its_own_subset_erases_nothing(patient, dead):
+    "Three views, a subset each: the voxels are those that OSEM finds without the dead ones, and none is lost."
+    few = keep_views(patient, 3)
+    counts = few.projections.clone()
+    counts[dead] = 0
+    alive = [v for v in range(3) if v not in dead]
+    image = osem(Measurement(few.system(), counts), 5)
+    seen = few.system().sensitivity > 0
+    assert (image == 0)[seen].float().mean() < 0.25
+    only = few.system().keep_views(alive)
+    start = torch.where(seen, counts.sum() / few.system().sensitivity.sum(), torch.zeros(()))
+    steps = mlem_steps(Measurement(only, counts[alive]), 5, start, n_subsets=len(alive))
+    expected = last(steps).image
+    there = only.sensitivity > 0
+    torch.testing.assert_close(image[there], expected[there])
+    assert torch.equal(image[seen & ~there], start[seen & ~there])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_nothing_that_is_no_image_or_background_is_believed(patient, wrong):
+    system, y = patient.system(), patient.projections
+    for start in (torch.full(system.image_shape, wrong), torch.ones(2, 3, 4)):
+        with pytest.raises(InputError, match="start must be finite, >= 0"):
+            mlem(Measurement(system, y), 2, start)
+    with pytest.raises(InputError, match="background must be finite"):
+        Measurement(system, y, wrong)
