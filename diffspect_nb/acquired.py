@@ -5,6 +5,7 @@
 # %% ../nbs/36_acquired.ipynb #dd2da003
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,26 @@ class _Heads:
     def used(self) -> list[int]:
         "Heads that took a frame."
         return sorted(set(self.head.tolist()))
+
+
+def _of_window(
+    dataset: pydicom.Dataset, frames: np.ndarray, window: int | None, path: str | Path
+) -> tuple[pydicom.Dataset, np.ndarray]:
+    "The frames of one energy window, and a data set whose vectors are theirs; raises `InputError` if it has none."
+    vector = frame_vector(dataset, "EnergyWindowVector", len(frames), path)
+    there = [1] if vector is None else sorted(set(vector.tolist()))
+    if window is None and len(there) > 1:
+        rule = "one is read: --window (window) says which"
+        raise InputError(f"{path}: {tag_of('EnergyWindowVector')} is {there}, {rule}")
+    if window is None or (vector is None and window == 1):
+        return dataset, frames
+    if window not in there:
+        raise InputError(f"{path}: has no energy window {window}, {tag_of('EnergyWindowVector')} is {there}")
+    chosen, kept = vector == window, copy.copy(dataset)
+    for keyword in VECTORS:
+        if (others := frame_vector(dataset, keyword, len(frames), path)) is not None:
+            setattr(kept, keyword, others[chosen].tolist())
+    return kept, frames[chosen]
 
 
 def _refuse_kinds(dataset: pydicom.Dataset, frames: np.ndarray, path: str | Path) -> None:
@@ -172,7 +193,8 @@ def _radii_mm(heads: _Heads, given_mm: float | None, path: str | Path) -> np.nda
         radii = [r for values in told if (r := _radii_of(values, heads, h)) is not None]
         if not radii:
             rule = f"must be {RADIUS_MM[0]:g} … {RADIUS_MM[1]:g} mm, one for all or one per frame or stop"
-            raise InputError(f"{path}: {tag_of('RadialPosition')} {rule}, got {told}; --radius-mm (radius_mm) gives it")
+            got = ", ".join(str(values) for values in told if values is not None) or "none"
+            raise InputError(f"{path}: {tag_of('RadialPosition')} {rule}, got {got}; --radius-mm (radius_mm) gives it")
         found[heads.head == h] = radii[0]
     return found
 
@@ -219,6 +241,7 @@ def read_projections(
     grid: ImageGrid | None = None,  # default: 4 mm voxels over the camera's transverse field of view, 200 mm along z
     z_mm: float = 0.0,  # of the detector's middle row in the grid's frame; moves the heart into the grid
     radius_mm: float | None = None,  # from the axis to the camera's face; default: as the file says, per frame
+    window: int | None = None,  # which energy window, as the file numbers them, if it holds several
     **collimator: float,  # hole_mm, length_mm, septa_mm, intrinsic_fwhm_mm of `rotating_camera`
 ) -> Study:
     """Measured projections of a rotating parallel-hole camera as a study at full dose, views in the file's order.
@@ -226,7 +249,7 @@ def read_projections(
     Raises `InputError` naming the file and, where a field is at fault, its name and number: not an NM TOMO acquisition
     of emission in one energy window and rotation, two frames at one angle, a head that the file does not place."""
     with reading(path, "NM acquisition"):
-        dataset, frames = read_frames(path)
+        dataset, frames = _of_window(*read_frames(path), window, path)
         _refuse_kinds(dataset, frames, path)
         heads = _heads(dataset, len(frames), path)
         _refuse_detectors(heads, path)
@@ -334,7 +357,10 @@ def read_stir_pinhole(
     aperture = _aperture_mm(collimator, len(counts))
     with reading(folder / "input.hs", "STIR acquisition"):
         radius, pixel = float(keys["radius"]), float(keys["scaling factor (mm/pixel) [1]"])
+        other = float(keys.get("scaling factor (mm/pixel) [2]", pixel))
         sense = {"CCW": 1.0, "CW": -1.0}[keys["direction of rotation"].upper()]
+    if not (pixel > 0 and abs(other / pixel - 1) <= 1e-3):
+        raise InputError(f"{folder / 'input.hs'}: pixels must be square, got {pixel} and {other} mm")
     to_hole = 10 * collimator.number("Collimator radius(cm)")
     fwhm = 10 * detector.number("Sigma(cm)") * float(np.sqrt(8 * np.log(2)))
     angles = detector.number("ang0(deg)") - 180 + sense * detector.number("incr(deg)") * np.arange(len(counts))

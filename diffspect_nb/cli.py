@@ -220,6 +220,7 @@ def import_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
     text = "from the axis of rotation to the camera's face, where the file does not say so or says what cannot be"
     sub.add_argument("--radius-mm", type=float, help=text)
+    sub.add_argument("--window", type=int, metavar="N", help="energy window to take, if the file holds several")
     text = "middle of the left ventricle (LPS, mm): cut the prior's grid out round it, the rest becomes background"
     add_point(sub, "--heart", text)
     sub.add_argument("--ct", help=CT_HELP)
@@ -414,9 +415,12 @@ def _run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     "Entry point; returns the exit code."
+    began = time.perf_counter()
     _any_code_page()
     asked = sys.argv[1:] if argv is None else argv
-    args = parser(next((word for word in asked if not word.startswith("-")), "")).parse_args(asked)
+    args = parser(next((word for word in asked if not word.startswith("-")), "")).parse_args(
+        asked, argparse.Namespace(began=began)
+    )
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
         _run(args)

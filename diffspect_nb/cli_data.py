@@ -104,12 +104,12 @@ def run_import(args: argparse.Namespace) -> None:
     if args.heart and args.ct:
         why = "--heart cuts a window out of the chest, and the tissue around it attenuates too"
         raise InputError(f"{why}: --ct cannot be used with it")
-    if path.is_dir() and args.radius_mm is not None:
-        raise InputError("--radius-mm belongs to a DICOM file: STIR's files have their radius")
+    if path.is_dir() and (args.radius_mm is not None or args.window is not None):
+        raise InputError("--radius-mm and --window belong to a DICOM file: STIR's files have one of each")
     if path.is_dir():
         study = read_stir_pinhole(path, grid)
     else:
-        study = read_projections(path, grid, args.z_mm, args.radius_mm)
+        study = read_projections(path, grid, args.z_mm, args.radius_mm, args.window)
     if args.ct or args.heart:
         check_memory(study.scanner, study.grid, attenuated=bool(args.ct))
     if args.ct:

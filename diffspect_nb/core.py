@@ -128,10 +128,10 @@ class ScaledMap:
     cmap: str = "inferno"
 
 # %% ../nbs/00_core.ipynb #ced03de9
-def _draw_planes(axes, name: str, row: ScaledMap, center: Sequence[int], edges: Sequence) -> None:
-    "One row of pictures: the three planes of a volume that meet in a voxel; its edges along x, y, z in mm."
+def _draw_planes(axes, name: str, row: ScaledMap, center: Sequence[int], ends: Sequence) -> None:
+    "One row of pictures: the three planes of a volume that meet in a voxel; its ends along x, y, z in mm."
     volume = np.asarray(row.volume)
-    (k, j, i), (x, y, z) = center, edges
+    (k, j, i), (x, y, z) = center, ends
     planes = [
         (f"{name}: transverse", volume[k], (*x, *y[::-1]), "x (mm), left →", "y (mm), back ↓"),
         ("coronal", volume[:, j], (*x, *z), "x (mm), left →", "z (mm), head ↑"),

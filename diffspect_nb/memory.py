@@ -12,68 +12,65 @@ from pathlib import Path
 import numpy as np
 
 from .core import ImageGrid, InputError
-from .footprint import PRUNE, blur
+from .footprint import PRUNE, TILE, blur
 from .geometry import Scanner, project_points
 
 # %% auto #0
-__all__ = ['DRAWN', 'ENTRY_BYTES', 'ATTENUATED_BYTES', 'NETWORK_BYTES', 'BASE_BYTES', 'matrix_entries', 'needed_bytes',
-           'free_bytes', 'check_memory']
+__all__ = ['DRAWN', 'TILE_BYTES', 'ATTENUATED_BYTES', 'NETWORK_BYTES', 'BASE_BYTES', 'matrix_tiles', 'needed_bytes', 'free_bytes',
+           'check_memory']
 
 # %% ../nbs/24_memory.ipynb #6ec2fe4a
 DRAWN = 400  # voxels that stand for all
 
 
-def matrix_entries(scanner: Scanner, grid: ImageGrid) -> float:
-    "About how many entries the system matrix of a scanner and grid has."
+def matrix_tiles(scanner: Scanner, grid: ImageGrid) -> float:
+    "About how many tiles of pixels the footprints of all voxels touch in all views."
     chosen = np.random.default_rng(0).choice(grid.n_voxels, min(DRAWN, grid.n_voxels), replace=False)
-    points, (rows, columns) = grid.centers_mm()[chosen], scanner.pixels
-    tail, entries = np.sqrt(2 * np.log(1 / PRUNE[scanner.collimator])), 0.0
+    points, sizes = grid.centers_mm()[chosen], np.array(scanner.pixels)
+    tail, tiles = np.sqrt(2 * np.log(1 / PRUNE[scanner.collimator])), 0.0
     for pinhole in scanner.pinholes:
         row, column, depth = project_points(points, pinhole, scanner)
         depth = np.maximum(depth, 2 * scanner.aperture_mm)
         disc, sigma = np.transpose([blur(h, scanner, grid.voxel_mm) for h in depth])
-        reach = disc + sigma * tail * np.where(disc > 0, 0.6, 1.0) + 0.3  # a pixel that it touches counts
-        landing = ((row, rows), (column, columns))
-        ends = [(np.maximum(at - reach, -0.5), np.minimum(at + reach, n - 0.5)) for at, n in landing]
-        inside = np.prod([np.clip((high - low) / (2 * reach), 0, 1) for low, high in ends], axis=0)
-        entries += float((np.pi * reach**2 * inside).sum())
-    return entries * grid.n_voxels / len(chosen)
+        reach = disc + sigma * tail * np.where(disc > 0, 0.6, 1.0)
+        middle = (sizes - 1) / 2
+        seen = (np.abs(np.stack([row, column], 1) - middle) < middle + reach[:, None]).all(axis=1)
+        tiles += float((np.ceil(2 * reach / TILE[0]) * np.ceil(2 * reach / TILE[1]))[seen].sum())
+    return tiles * grid.n_voxels / len(chosen)
 
 # %% ../nbs/24_memory.ipynb #81d274ea
-ENTRY_BYTES, ATTENUATED_BYTES = 21.0, 34.0  # per entry, at the highest moment
+TILE_BYTES, ATTENUATED_BYTES = 42.0, 70.0  # per tile, at the highest moment
 NETWORK_BYTES = 3000.0  # per voxel
 BASE_BYTES = 0.4e9  # of Python and its libraries
 
 
 def needed_bytes(scanner: Scanner, grid: ImageGrid, attenuated: bool = False, network: bool = False) -> float:
     "About what a reconstruction takes at its highest moment."
-    matrix = matrix_entries(scanner, grid) * (ATTENUATED_BYTES if attenuated else ENTRY_BYTES)
+    matrix = matrix_tiles(scanner, grid) * (ATTENUATED_BYTES if attenuated else TILE_BYTES)
     return BASE_BYTES + matrix + NETWORK_BYTES * grid.n_voxels * network
 
 
-def _number_in(path: str, key: str = "") -> float | None:
-    "The first number behind a key in one of the system's text files."
+def _number_in(path: Path, key: str = "") -> float | None:
+    "The first number behind a key in one of the system's text files; None where there is none."
     try:
-        words = Path(path).read_text(encoding="ascii", errors="replace").partition(key)[2 if key else 0].split()
-        return float(words[0])
+        text = path.read_text(encoding="ascii", errors="replace")
+        return float((text.partition(key)[2] if key else text).split()[0])
     except (OSError, IndexError, ValueError):
         return None
 
 
-def free_bytes() -> float | None:
+def free_bytes(root: Path = Path("/")) -> float | None:
     "What this process may still take, or $DIFFSPECT_MEMORY_GB (`InputError` on no number); None if nobody says."
     if own := os.environ.get("DIFFSPECT_MEMORY_GB"):
         try:
             return float(own) * 1e9
         except ValueError:
             raise InputError(f"DIFFSPECT_MEMORY_GB must be a number of gigabytes, got {own!r}") from None
-    kilobytes, found = _number_in("/proc/meminfo", "MemAvailable:"), []
-    if kilobytes is not None:
-        found.append(1024 * kilobytes)
-    folder = "/sys/fs/cgroup/memory."
-    limit, used = _number_in(folder + "max"), _number_in(folder + "current")
-    if limit is not None and used is not None:
-        found.append(limit - used + (_number_in(folder + "stat", "inactive_file") or 0))
+    kilobytes, group = _number_in(root / "proc/meminfo", "MemAvailable:"), root / "sys/fs/cgroup"
+    found = [] if kilobytes is None else [1024 * kilobytes]
+    limit, used = _number_in(group / "memory.max"), _number_in(group / "memory.current")
+    if limit is not None and used is not None:  # a container's; what it has read from files it would give back
+        found.append(limit - used + (_number_in(group / "memory.stat", "\ninactive_file") or 0))
     return min(found) if found else None
 
 # %% ../nbs/24_memory.ipynb #d94d8a7f

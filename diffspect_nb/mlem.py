@@ -78,9 +78,9 @@ def mlem_steps(
     for i in range(1, n_iter + 1):
         for part in subsets:
             expected = part.expected(x) if expected is None else expected
-            counted = part.counts.sum((-3, -2, -1), keepdim=True) > 0
-            heard = part.sensitivity * (counted | (n_subsets == 1))  # a dead subset says nothing about its voxels
-            x = _em_update(x, part.system.adjoint(_ratio(part.counts, expected)), heard)
+            updated = _em_update(x, part.system.adjoint(_ratio(part.counts, expected)), part.sensitivity)
+            dead = part.counts.sum((-3, -2, -1), keepdim=True) == 0  # says nothing about its voxels
+            x = torch.where(dead, x, updated) if n_subsets > 1 and dead.any() else updated
             expected = None
         if n_subsets == 1 or likelihood:
             full = measurement.expected(x)

@@ -295,6 +295,19 @@ def test_scanner_prints_json_that_is_a_scanner(capsys):
     assert "known: dnm570c" in refused(capsys, "scanner", "nothing")
 
 
+def test_a_result_says_how_many_threads_made_it(tiny_study, tmp_path, capsys):
+    "They order the sums; a result that is repeated with others says so."
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(tiny_study), "--out", str(out), "--method", "osem"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["versions"]["threads"] == torch.get_num_threads()
+    again = ["reconstruct", "--from", str(out / "result.json"), "--out", str(tmp_path / "again")]
+    assert main(again) == 0 and "threads" not in capsys.readouterr().err
+    result["versions"]["threads"] += 1
+    (out / "result.json").write_text(json.dumps(result))
+    assert main(again) == 0 and "other versions than then of threads" in capsys.readouterr().err
+
+
 def test_info_names_versions_and_checkpoints(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out

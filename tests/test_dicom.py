@@ -201,6 +201,7 @@ def test_a_stir_pinhole_stands_where_its_files_say(tmp_path, sense, turn):
         ("collimator.txt", "Collimator radius", "Radius", "lacks a number after 'Collimator radius"),
         ("detector.txt", "0.05", "1.2.3", "not a readable number after 'Sigma"),
         ("input.hs", "CCW", "LEFT", "not a readable STIR acquisition"),
+        ("input.hs", "radius := 60", "scaling factor (mm/pixel) [2] := 3\nradius := 60", "must be square"),
     ],
 )
 def test_a_stir_pinhole_that_cannot_be_used_says_why(tmp_path, name, old, new, reason):
