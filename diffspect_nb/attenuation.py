@@ -56,7 +56,8 @@ def _rays(pinhole: Pinhole, scanner: Scanner, grid: ImageGrid) -> Rays:
     half = (max(scanner.pixels) / 2 + reach_pixels(scanner)) * scanner.pixel_mm / (1 if parallel else scanner.focal_mm)
     number = 2 * int(np.ceil(half * (1 if parallel else 150) / grid.voxel_mm)) + 1
     vectors = (pinhole.position_mm, pinhole.axis, pinhole.row, pinhole.column)
-    return Rays(*(np.array(v, float) for v in vectors), np.linspace(-half, half, number), parallel)
+    hole, axis, row, column = (np.array(v, float) for v in vectors)
+    return Rays(hole, axis, row, column, np.linspace(-half, half, number), parallel)
 
 # %% ../nbs/05b_attenuation.ipynb #fb57cabd
 @compiled

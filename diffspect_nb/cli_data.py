@@ -43,9 +43,9 @@ from .memory import check_memory
 from .metrics import score, score_table
 from .mlem import mlem, osem
 from .prior import pretrained
+from .recipe import image_as_phantom, simulate_mismatched
 from .reconstruction import versions
 from .sampler import PaperWeights, Weights
-from .recipe import image_as_phantom, simulate_mismatched
 from .study import Study, simulate
 
 if TYPE_CHECKING:

@@ -265,7 +265,7 @@ def in_threads(work: Callable[[int], Any], n: int) -> list:
 
 def compiled(function: Callable) -> Callable:
     "By numba, without Python's lock; kept on disk where there is a place for it."
-    how = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    how: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:
         return numba.njit(function, cache=True, **how)
     except RuntimeError:  # nowhere to keep it
@@ -280,7 +280,8 @@ def _add_tiles(image, x, voxel, pixel, tile, gain, weight, stride):
         value = x[voxel[j]] * gain[j]
         if value != 0:
             place = np.uint64(pixel[j]) + (j % np.uint64(COPIES)) * np.uint64(size)
-            _add_tile(image, place, np.uint64(stride), value, weight, np.uint64(tile[j]) * np.uint64(tile_size))
+            start = np.uint64(tile[j]) * np.uint64(tile_size)
+            _add_tile(image, place, np.uint64(stride), value, weight, start)  # type: ignore[call-arg]
 
 
 @compiled
@@ -289,7 +290,8 @@ def _sum_tiles(image, x, voxel, pixel, tile, gain, weight, stride):
     tile_size = TILE[0] * TILE[1]
     for j in range(np.uint64(voxel.size)):
         start = np.uint64(tile[j]) * np.uint64(tile_size)
-        x[voxel[j]] += gain[j] * _tile_sum(image, np.uint64(pixel[j]), np.uint64(stride), weight, start)
+        place = np.uint64(pixel[j])
+        x[voxel[j]] += gain[j] * _tile_sum(image, place, np.uint64(stride), weight, start)  # type: ignore[call-arg]
 
 
 def project_view(view: ViewFootprints, weight: np.ndarray, x: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:

@@ -137,10 +137,8 @@ def _csr(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> 
 
 def _entries(view: ViewFootprints, weight: Tensor, pixels: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     "Pixel, voxel and value of every entry of one view, where `weight` is."
-    voxel, begin, tile, gain = (
-        torch.from_numpy(a.astype(t)).to(weight.device)
-        for a, t in zip(view, ("i8", "i8", "i8", view.gain.dtype), strict=True)
-    )
+    voxel, begin, tile = (torch.from_numpy(a.astype(np.int64)).to(weight.device) for a in view[:3])
+    gain = torch.from_numpy(view.gain).to(weight.device)
     stride = with_margin(pixels)[1]
     row = (begin // stride - TILE[0] + 1)[:, None] + torch.arange(TILE[0], device=weight.device)
     column = (begin % stride - TILE[1] + 1)[:, None] + torch.arange(TILE[1], device=weight.device)

@@ -62,7 +62,8 @@ class SystemMatrix:
             raise InputError(f"system matrix must be (bins, voxels) = {wanted}, got {matrix.shape}")
         if not (np.isfinite(matrix.data).all() and (matrix.data >= 0).all()):
             raise InputError("system matrix must hold finite values >= 0")
-        return cls(SparseMatrix.from_scipy(matrix, proj_shape[0]), tuple(image_shape), tuple(proj_shape))
+        (z, y, x), (views, rows, columns) = image_shape, proj_shape
+        return cls(SparseMatrix.from_scipy(matrix, views), (z, y, x), (views, rows, columns))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,7 +144,8 @@ class SystemMatrix:
             views = [list(range(i, self.proj_shape[0], n)) for i in range(n)]
             parts = [self if n == 1 else self.keep_views(v) for v in views]
             if self.device.type == "cuda" and isinstance(self.kept, SparseMatrix):
-                parts = [replace(part, kept=part.kept.in_one_block()) for part in parts]
+                kept = [part.kept.in_one_block() for part in parts if isinstance(part.kept, SparseMatrix)]
+                parts = [replace(part, kept=joined) for part, joined in zip(parts, kept, strict=True)]
             self._subsets[n] = list(zip(views, parts, strict=True))
         return self._subsets[n]
 

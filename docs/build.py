@@ -108,7 +108,8 @@ def wing_page(wing: int) -> str:
     rows = [["notebook", "module", "promise"]]
     for module, room in rooms:
         title, sentence = promise(ROOT / "nbs" / f"{room}.ipynb")
-        rows += [[f"[{room.split('_')[0]} {title}](../nbs/{room}.ipynb)", f"[`{module}`](../api/{module}.md)", sentence]]
+        number = room.split("_")[0]
+        rows += [[f"[{number} {title}](../nbs/{room}.ipynb)", f"[`{module}`](../api/{module}.md)", sentence]]
     menu = [f"../nbs/{room}" for _, room in rooms]
     toctree = ["```{toctree}", ":hidden:", ":maxdepth: 1", "", *menu, "```", ""]
     return "\n".join([f"# {name}", "", hands_on, "", table(rows), *toctree])

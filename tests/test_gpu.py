@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffspect_nb.attenuation import attenuation_factors
 from diffspect_nb.cohort import Cohort, simulated_study
 from diffspect_nb.core import InputError, last, usable_device
-from diffspect_nb.attenuation import attenuation_factors
 from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.mlem import anchored_em, mlem_steps
 from diffspect_nb.prior import Prior, pretrained

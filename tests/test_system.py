@@ -8,8 +8,8 @@ import scipy.sparse
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.attenuation import attenuation_factors, check_mu
+from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import Pinhole, Scanner, dnm570c, rotating_camera, tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.sparse import written_out
