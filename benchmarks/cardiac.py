@@ -22,7 +22,7 @@ import torch
 import diffspect_nb
 from diffspect_nb.anatomy import defect_weight
 from diffspect_nb.cardiac import LeftVentricle, find_ventricle, reorient, true_ventricle
-from diffspect_nb.cohort import FIRST_TEST, draw_counts, draw_mismatch, held_out_study, painter
+from diffspect_nb.cohort import FIRST_TEST, draw_counts, draw_mismatch, generator_fingerprint, held_out_study, painter
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.dicom import read_activity
 from diffspect_nb.files import atomic_path, cache_dir, load_image
@@ -30,7 +30,8 @@ from diffspect_nb.geometry import named_scanner
 from diffspect_nb.mlem import osem
 from diffspect_nb.polar import PolarMap, polar_map
 from diffspect_nb.reading import Deficit, NormalHearts, deficit, load_normals, normal_hearts, save_normals
-from diffspect_nb.study import Study, reduced, simulate_mismatched
+from diffspect_nb.recipe import simulate_mismatched
+from diffspect_nb.study import Study, reduced
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_NORMAL = 915_000
@@ -41,10 +42,10 @@ FIELDS = ("case", "image", *ERRORS, "match", "find_s", "read_s", *FINDINGS, "not
 
 
 def normal_study(seed: int) -> Study:
-    "A woman (even seed) or a man without defects, acquired as the held-out patients are."
+    "A woman (even seed) or a man with a usual heart and no defects, acquired as the held-out patients are."
     grid, scanner, rng = ImageGrid(), named_scanner("dnm570c"), np.random.default_rng([seed, 3])
     mismatch, counts = draw_mismatch(rng), draw_counts(rng)
-    paint = painter(seed, defects=[], sex="fm"[seed % 2])
+    paint = painter(seed, "usual", "fm"[seed % 2], defects=[])
     own = mismatch.true_system(scanner, grid, cache=False)
     return simulate_mismatched(paint, scanner, grid, counts, rng, mismatch, own)
 
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="patients (50), or normal hearts of both sexes together (40)")
     parser.add_argument("--first", type=int, default=FIRST_TEST, help="seed of the first patient")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "cardiac.csv")
-    parser.add_argument("--cache", type=Path, default=cache_dir() / "cardiac")
+    parser.add_argument("--cache", type=Path, default=cache_dir() / f"cardiac-{generator_fingerprint()[:8]}")
     home = ROOT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("DIFFSPECT_DATA", home)))
     args = parser.parse_args()

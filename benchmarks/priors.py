@@ -16,7 +16,7 @@ import numpy as np
 
 from diffspect_nb.benchmark import guided, interval
 from diffspect_nb.cli_data import commit
-from diffspect_nb.cohort import FIRST_VALIDATION, held_out_study
+from diffspect_nb.cohort import FIRST_VALIDATION, generator_fingerprint, held_out_study
 from diffspect_nb.core import last
 from diffspect_nb.files import cache_dir, write_csv
 from diffspect_nb.metrics import masks_of, psnr
@@ -49,7 +49,7 @@ SETTINGS = ("counts 0.01", "counts 0.05", "counts 1.0", "views 9")
 
 def validation_study(seed: int) -> Study:
     "A validation patient, kept in the cache."
-    folder = cache_dir() / f"validation-{seed}"
+    folder = cache_dir() / f"validation-{generator_fingerprint()[:8]}-{seed}"
     if not (folder / "study.json").exists():
         held_out_study(seed).save(folder)
     return Study.load(folder)

@@ -40,6 +40,7 @@ from diffspect_nb.system import Measurement, _load, _save, cache_path
 
 ROOT = Path(__file__).parents[1]
 LOOPS = "while True: pass"
+COMMAND = "import sys; from diffspect_nb.cli import main; sys.exit(main())"
 # What one process times: the same text for this checkout and for a baseline.
 WALKS = """
 import json, resource, statistics, sys, time
@@ -193,7 +194,7 @@ def busy(args: argparse.Namespace, idle: float) -> dict[str, float]:
 
 def command_line() -> dict[str, float]:
     "Wall time of `diffspect --help`, and of a reconstruction of the sample from start to exit."
-    command, quiet = [sys.executable, "-m", "diffspect_nb.cli"], {"stdout": subprocess.DEVNULL, "check": True}
+    command, quiet = [sys.executable, "-c", COMMAND], {"stdout": subprocess.DEVNULL, "check": True}
     with tempfile.TemporaryDirectory() as folder:
         asked = [*command, "reconstruct", str(sample_folder()), "--counts", "0.05", "--out", f"{folder}/out"]
         help_s = seconds(lambda: subprocess.run([*command, "--help"], cwd=ROOT, **quiet), 3)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -114,12 +114,11 @@ def ripple(solid: Solid, field: Field, amplitude_mm: float) -> Solid:
 def half_space(point_mm: ArrayLike, outward: ArrayLike) -> Solid:
     "Everything behind a plane; `outward` is the unit normal that points out of the solid."
     point, n = np.asarray(point_mm, np.float32), np.asarray(outward, np.float32)
-    everywhere = np.full(3, np.inf)
 
     def distance(x, y, z):
         return n[0] * (x - point[0]) + n[1] * (y - point[1]) + n[2] * (z - point[2])
 
-    return Solid(distance, -everywhere, everywhere)
+    return Solid(distance, np.full(3, -np.inf), np.full(3, np.inf))
 
 
 def grow(solid: Solid, margin_mm: float) -> Solid:
@@ -273,6 +272,7 @@ class HeartKind:
     women_g: tuple[float, float]
     cavity: float = 1.0  # times the usual inner radius
     wall: float = 1.0  # times the usual thickness
+    bulge: bool = False  # the apex is blown out, with a thin wall: an aneurysm
 
 
 HEARTS = {
@@ -280,6 +280,7 @@ HEARTS = {
     "dilated": HeartKind(0.08, (100.0, 280.0), (100.0, 280.0), 1.28, 0.95),
     "hypertrophic": HeartKind(0.06, (120.0, 300.0), (120.0, 300.0), 0.95, 1.4),
     "small": HeartKind(0.06, (45.0, 120.0), (45.0, 120.0), 0.8, 0.95),
+    "aneurysmal": HeartKind(0.0, (90.0, 240.0), (80.0, 220.0), 1.12, 0.95, bulge=True),
 }
 
 # %% ../nbs/03_anatomy.ipynb #e9e2f102
@@ -297,9 +298,8 @@ def lv_mass_g(heart: dict) -> float:
         areas = (1 - np.abs(along) ** exponent) ** (2 / exponent)
         return length * np.pi * radius * radius * np.trapezoid(areas, along)
 
-    inner_length = heart["cavity_length_mm"] - beyond
-    outer_length = inner_length + heart["apex_wall_ratio"] * wall
-    outer, inner = volume(heart["inner_radius_mm"] + wall, outer_length), volume(heart["inner_radius_mm"], inner_length)
+    length, radius = heart["cavity_length_mm"] - beyond, heart["inner_radius_mm"]
+    outer, inner = volume(radius + wall, length + heart["apex_wall_ratio"] * wall), volume(radius, length)
     return float(1.05e-3 * (outer - inner))
 
 # %% ../nbs/03_anatomy.ipynb #2c406e23
@@ -309,8 +309,7 @@ def _draw_size(rng: np.random.Generator, male: bool, kind: HeartKind) -> dict:
         "inner_radius_mm": kind.cavity * _truncated(rng, 24.5 if male else 23.0, 2.3),
         "septum_mm": kind.wall * _truncated(rng, 10.8 if male else 9.0, 1.3),
         "posterior_wall_mm": kind.wall * _truncated(rng, 9.1 if male else 7.8, 1.1),
-        # of the cavity, base plane to apex
-        "cavity_length_mm": (1 + 0.6 * (kind.cavity - 1)) * _truncated(rng, 80.0 if male else 74.0, 6.0),
+        "cavity_length_mm": (1 + 0.6 * (kind.cavity - 1)) * _truncated(rng, 80.0 if male else 74.0, 6.0),  # to the apex
         "beyond_equator_mm": float(rng.uniform(8, 20)),  # part of that length above the equator
         "apex_wall_ratio": float(rng.uniform(0.5, 0.75) if rng.random() < 0.4 else rng.uniform(0.75, 1.0)),
     }
@@ -337,7 +336,9 @@ def draw_heart(rng: np.random.Generator, sex: str, kind: str | None = None) -> d
         size = _draw_size(rng, sex == "m", HEARTS[kind]) | {"exponent": exponent}
         mass = lv_mass_g(size)
     pose = _draw_pose(rng)
-    surface = {"unevenness_mm": float(rng.uniform(0, 1.0)), "motion_mm": float(rng.uniform(0, 7))}
+    surface: dict = {"unevenness_mm": float(rng.uniform(0, 1.0)), "motion_mm": float(rng.uniform(0, 7))}
+    if HEARTS[kind].bulge:  # radius ÷ the cavity's, wall in mm, mm beyond the cavity's end
+        surface["bulge"] = [float(rng.uniform(*ends)) for ends in ((0.65, 0.9), (3, 5), (6, 16))]
     return {"kind": kind} | pose | size | surface | {"lv_mass_g": mass}
 
 # %% ../nbs/03_anatomy.ipynb #86288829
@@ -353,6 +354,7 @@ class HeartFrame:
     septal: np.ndarray  # (3,)
     base_mm: float  # base plane, along the axis (negative)
     apex_mm: float  # epicardial apex, along the axis
+    walls: tuple[Solid, Solid] | None = None  # outer and inner surface, where they are known
 
     @property
     def rows(self) -> np.ndarray:  # (3, 3)
@@ -371,26 +373,36 @@ class HeartFrame:
         return angle, np.hypot(sep, up), (along - self.base_mm) / (self.apex_mm - self.base_mm)
 
 # %% ../nbs/03_anatomy.ipynb #4ae10717
+def _surfaces(heart: dict, frame: HeartFrame) -> tuple[Solid, Solid]:
+    "Outer and inner surface of the ventricle before the base is cut: bullets, the outer moved towards the septum."
+    ri, ci, p = heart["inner_radius_mm"], heart["cavity_length_mm"] - heart["beyond_equator_mm"], heart["exponent"]
+    shift = (heart["septum_mm"] - heart["posterior_wall_mm"]) / 2 * frame.septal
+    outer = bullet(frame.origin_mm + shift, ri + mean_wall_mm(heart), frame.apex_mm, frame.axis, p)
+    inner = bullet(frame.origin_mm, ri, ci, frame.axis, p)
+    if "bulge" not in heart:
+        return outer, inner
+    size, thin, beyond = heart["bulge"]
+    ball = ellipsoid(frame.origin_mm + (ci + beyond - size * ri) * frame.axis, [size * ri] * 3)
+    return unite(outer, grow(ball, thin)), unite(inner, ball)
+
+
 def heart_frame(heart: dict) -> HeartFrame:
     "The left-ventricular frame of `Phantom.meta['heart']`."
     u = unit_vector(heart["axis"])
     anterior = unit_vector(np.array([0.0, 0, 1]) - u[2] * u)
     septal = np.cross(anterior, u)
-    if septal[0] > 0:
-        septal = -septal
+    septal = -septal if septal[0] > 0 else septal
     apex = heart["cavity_length_mm"] - heart["beyond_equator_mm"] + heart["apex_wall_ratio"] * mean_wall_mm(heart)
     base = -heart["beyond_equator_mm"]
     origin = np.asarray(heart["centroid_mm"]) - (base + 0.42 * (apex - base)) * u
-    return HeartFrame(origin, u, anterior, septal, base, apex)
+    frame = HeartFrame(origin, u, anterior, septal, base, apex)
+    return replace(frame, walls=_surfaces(heart, frame))
 
 # %% ../nbs/03_anatomy.ipynb #ba71f278
 def lv_solids(heart: dict) -> tuple[Solid, Solid]:
-    "Left ventricle with its cavity, and the cavity: two bullets cut at the base, the outer moved towards the septum."
+    "Left ventricle with its cavity, and the cavity, both cut at the base."
     frame = heart_frame(heart)
-    ri, ci, p = heart["inner_radius_mm"], heart["cavity_length_mm"] - heart["beyond_equator_mm"], heart["exponent"]
-    shift = (heart["septum_mm"] - heart["posterior_wall_mm"]) / 2 * frame.septal
-    outer = bullet(frame.origin_mm + shift, ri + mean_wall_mm(heart), frame.apex_mm, frame.axis, p)
-    inner = bullet(frame.origin_mm, ri, ci, frame.axis, p)
+    outer, inner = _surfaces(heart, frame)
     base = half_space(frame.origin_mm + frame.base_mm * frame.axis, -frame.axis)
     return intersect(outer, base), intersect(inner, grow(base, 8))  # blood goes on beyond the valve plane
 
@@ -399,35 +411,40 @@ TERRITORIES = {"LAD": 25.0, "LCx": 270.0, "RCA": 180.0}  # middle of what each c
 
 
 def _draw_defect(rng: np.random.Generator, territory: str) -> dict:
-    "Place, extent and severity of one defect."
+    "Place, extent and severity of one transmural wedge."
     low = float(rng.uniform(0.05, 0.5))
     to_the_apex = territory == "LAD" and rng.random() < 0.6
     high = 1.2 if to_the_apex else float(rng.uniform(low + 0.25, 1.0))
-    scar = rng.random() < 0.3
-    return {
-        "territory": territory,
-        "severity": float(rng.uniform(0.6, 0.95) if scar else rng.uniform(0.15, 0.6)),
-        "center_deg": float((TERRITORIES[territory] + rng.uniform(-22, 22)) % 360),
-        "half_extent_deg": float(rng.uniform(15, 55)),
-        "height_from": low,
-        "height_to": high,
-        "edge_mm": float(rng.uniform(3, 7)),
-    }
+    severity = float(rng.uniform(0.6, 0.95) if rng.random() < 0.3 else rng.uniform(0.15, 0.6))  # scar, or ischaemia
+    center, half, edge = (float(rng.uniform(*ends)) for ends in ((-22, 22), (15, 55), (3, 7)))
+    place = {"half_extent_deg": half, "height_from": low, "height_to": high, "edge_mm": edge}
+    return {"territory": territory, "severity": severity, "center_deg": (TERRITORIES[territory] + center) % 360} | place
 
 
 def draw_defects(rng: np.random.Generator, n: int) -> tuple[dict, ...]:
-    "Perfusion defects, one coronary territory each."
+    "Transmural defects, one coronary territory each."
     return tuple(_draw_defect(rng, str(territory)) for territory in rng.permutation(list(TERRITORIES))[:n])
 
 # %% ../nbs/03_anatomy.ipynb #cbb06a6d
-def defect_weight(frame: HeartFrame, defect: dict, x, y, z) -> np.ndarray:
-    "0 outside the defect, 1 inside, smooth over `edge_mm`; transmural."
+def _beyond_edge(frame: HeartFrame, defect: dict, x, y, z) -> np.ndarray:
+    "Distance from the defect's outline along the wall, mm, negative inside."
     angle, rho, height = frame.coordinates(x, y, z)
-    length = frame.apex_mm - frame.base_mm
-    turn = np.abs((angle - defect["center_deg"] + 180) % 360 - 180)
-    outside = np.maximum(
-        np.deg2rad(turn - defect["half_extent_deg"]) * np.maximum(rho, 4),
-        np.maximum(defect["height_from"] - height, height - defect["height_to"]) * length,
-    )
+    length, around = frame.apex_mm - frame.base_mm, np.maximum(rho, 4)
+    across = np.deg2rad(np.abs((angle - defect["center_deg"] + 180) % 360 - 180)) * around
+    half = np.deg2rad(defect["half_extent_deg"]) * around
+    low, high = defect["height_from"], defect["height_to"]
+    if defect.get("shape", "wedge") == "wedge":
+        return np.maximum(across - half, np.maximum(low - height, height - high) * length)
+    along, reach = (height - (low + high) / 2) * length, (high - low) / 2 * length
+    q = np.hypot(across / half, along / reach)
+    return (q - 1) * q / np.maximum(np.hypot(across / half**2, along / reach**2), 1e-6)
+
+
+def defect_weight(frame: HeartFrame, defect: dict, x, y, z) -> np.ndarray:
+    "0 outside the defect, 1 inside, smooth over `edge_mm`; through the share `depth` of the wall, from inside."
+    outside = _beyond_edge(frame, defect, x, y, z)
+    if (depth := defect.get("depth", 1.0)) < 1 and frame.walls is not None:
+        to_outer, from_inner = (solid.distance(x, y, z) for solid in frame.walls)
+        outside = np.maximum(outside, from_inner - depth * (from_inner - to_outer))
     s = np.clip(0.5 - outside / (2 * defect["edge_mm"]), 0, 1)
     return s * s * (3 - 2 * s)

@@ -84,14 +84,15 @@ def place_ventricle(
             f"a ventricle needs a radius of 5 to 80 mm and an apex 20 mm or more beyond its base, got {got}"
         )
     origin, axis = np.asarray(origin_mm, float), long_axis(azimuth_deg, elevation_deg)
-    return LeftVentricle(origin, axis, *across(axis), float(base_mm), float(apex_mm), float(radius_mm), float(match))
+    ends = float(base_mm), float(apex_mm)
+    return LeftVentricle(origin, axis, *across(axis), *ends, radius_mm=float(radius_mm), match=float(match))
 
 
 def true_ventricle(heart: dict) -> LeftVentricle:
     "The left ventricle of a simulated patient, from `phantom.meta['heart']`."
     f = heart_frame(heart)
     radius = heart["inner_radius_mm"] + (heart["septum_mm"] + heart["posterior_wall_mm"]) / 4
-    return LeftVentricle(f.origin_mm, f.axis, f.anterior, f.septal, f.base_mm, f.apex_mm, radius)
+    return LeftVentricle(f.origin_mm, f.axis, f.anterior, f.septal, f.base_mm, f.apex_mm, radius_mm=radius)
 
 # %% ../nbs/33_cardiac.ipynb #8f1f7bc0
 USUAL = {  # usual value, and how far from it costs one unit of pull

@@ -15,46 +15,22 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
-
-import matplotlib
+from typing import TYPE_CHECKING
 
 import diffspect_nb
-from diffspect_nb.cli_data import (
-    run_benchmark_command,
-    run_evaluate,
-    run_fetch,
-    run_import,
-    run_info,
-    run_scanner,
-    run_simulate,
-    run_train,
-)
-from diffspect_nb.cli_study import (
-    CLASSICAL,
-    DEFAULT_METHOD,
-    METHODS,
-    WALKS,
-    option_of,
-    run_demo,
-    run_probe,
-    run_read,
-    run_reconstruct,
-)
-from .cohort import FIRST_TEST
-from .core import InputError, check_seed
-from .geometry import SCANNERS
-from .prior import DEFAULT_PRIOR
-from .sampler import Weights, settings_of
-from .study import Study
+
+if TYPE_CHECKING:
+    from diffspect_nb.sampler import Weights
 
 # %% auto #0
-__all__ = ['Commands', 'LEVELS', 'CT_HELP', 'dashboard_notebook', 'run_dashboard', 'Help', 'weight_help', 'add_weights',
-           'add_command', 'add_point', 'add_resample', 'add_demo', 'add_reconstruct', 'add_simulate', 'add_import',
-           'add_fetch', 'add_read', 'add_probe', 'add_evaluate', 'add_train', 'add_benchmark', 'add_dashboard',
-           'add_scanner_and_info', 'parser', 'main']
+__all__ = ['LEVELS', 'CT_HELP', 'COMMANDS', 'dashboard_notebook', 'run_dashboard', 'Help', 'weight_help', 'add_weights',
+           'add_point', 'add_resample', 'demo_options', 'reconstruct_options', 'simulate_options', 'import_options',
+           'fetch_options', 'read_options', 'probe_options', 'evaluate_options', 'train_options', 'benchmark_options',
+           'dashboard_options', 'scanner_options', 'info_options', 'Command', 'parser', 'main']
 
 # %% ../nbs/68_cli.ipynb #9ce076b6
 def dashboard_notebook() -> Path:
@@ -63,11 +39,15 @@ def dashboard_notebook() -> Path:
     for path in (package / "notebooks" / "dashboard.ipynb", package.parent / "nbs" / "tutorials" / "dashboard.ipynb"):
         if path.is_file():
             return path
+    from diffspect_nb.core import InputError
+
     raise InputError("the dashboard's notebook is not installed with this package")
 
 # %% ../nbs/68_cli.ipynb #1cd5d59c
 def run_dashboard(args: argparse.Namespace) -> None:
     "`diffspect dashboard [STUDY]`"
+    from diffspect_nb.core import InputError
+
     if find_spec("voila") is None:
         raise InputError("the dashboard needs Voilà: pip install 'diffspect_nb[app]'")
     if not 0 <= args.port <= 65535:
@@ -94,6 +74,8 @@ def _app_environment(study: str | None) -> dict[str, str]:
     paths = os.pathsep.join(filter(None, [templates, os.environ.get("JUPYTER_PATH")]))
     told = {"DIFFSPECT_APP": "1", "JUPYTER_PATH": paths}
     if study:
+        from diffspect_nb.study import Study
+
         Study.load(study)
         told["DIFFSPECT_STUDY"] = str(Path(study).resolve())
     return {**os.environ, **told}
@@ -122,7 +104,6 @@ def _answers(port: int, server: subprocess.Popen, timeout_s: float = 30) -> bool
     return False
 
 # %% ../nbs/68_cli.ipynb #c9709612
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 LEVELS = (0.01, 0.1, 1.0)  # count levels at which a default is looked at
 
 
@@ -135,6 +116,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def weight_help(kind: type[Weights], name: str) -> str:
     "Symbol: meaning [unit] (range; default)."
+    from diffspect_nb.sampler import settings_of
+
     setting, usual = settings_of(kind)[name], {getattr(kind.for_level(c), name) for c in LEVELS}
     default = "by count level" if len(usual) > 1 else next(iter(usual))
     allowed = ", ".join(setting.choices) or f"{setting.low:g} … {setting.high:g}"
@@ -144,6 +127,9 @@ def weight_help(kind: type[Weights], name: str) -> str:
 # %% ../nbs/68_cli.ipynb #7e26007b
 def add_weights(sub: argparse.ArgumentParser) -> Iterator[tuple[str, argparse._ArgumentGroup]]:
     "One option per weight of a walk; yields each group with its methods' names, for what else belongs to them."
+    from diffspect_nb.cli_study import CLASSICAL, WALKS, option_of
+    from diffspect_nb.sampler import settings_of
+
     owners: dict[str, tuple[str, ...]] = {}
     for method, kind in WALKS.items():
         for name in settings_of(kind):
@@ -161,15 +147,6 @@ def add_weights(sub: argparse.ArgumentParser) -> Iterator[tuple[str, argparse._A
         yield names, group
 
 # %% ../nbs/68_cli.ipynb #5c996e72
-def add_command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str
-) -> argparse.ArgumentParser:
-    "A command with its help."
-    sub = commands.add_parser(name, help=text, description=text, formatter_class=Help)
-    sub.set_defaults(run=run)
-    return sub
-
-
 def add_point(sub: argparse.ArgumentParser, option: str, text: str, default: object = None) -> None:
     "An option of three coordinates."
     sub.add_argument(option, type=float, nargs=3, metavar=("X", "Y", "Z"), default=default, help=text)
@@ -181,17 +158,16 @@ def add_resample(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--resample", action="store_true", help=text)
 
 
-def add_demo(commands: Commands) -> None:
-    "`diffspect demo`."
-    text = "Reconstruct the shipped sample at 5 %% of its counts and compare with classical images."
-    sub = add_command(commands, "demo", run_demo, text)
+def demo_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect demo`."
     sub.add_argument("--out", default="out/demo", help="folder for images, picture and metrics")
     sub.add_argument("--seed", type=int, default=0, help="seed of thinning and sampling")
 
 # %% ../nbs/68_cli.ipynb #3505f849
-def add_reconstruct(commands: Commands) -> None:
-    "`diffspect reconstruct`."
-    sub = add_command(commands, "reconstruct", run_reconstruct, "Reconstruct a study folder.")
+def reconstruct_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect reconstruct`."
+    from diffspect_nb.cli_study import DEFAULT_METHOD, METHODS, WALKS
+
     sub.add_argument("study", nargs="?", help="study folder")
     text = "repeat an earlier reconstruction: its study, options and weights"
     sub.add_argument("--from", dest="earlier", metavar="RESULT.JSON", help=text)
@@ -217,10 +193,10 @@ def add_reconstruct(commands: Commands) -> None:
 CT_HELP = "one CT series (folder or tar archive of DICOM slices) that becomes the attenuation map"
 
 
-def add_simulate(commands: Commands) -> None:
-    "`diffspect simulate`."
-    text = "Simulate a full-dose study of a random phantom, or of a real image taken as activity."
-    sub = add_command(commands, "simulate", run_simulate, text)
+def simulate_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect simulate`."
+    from diffspect_nb.geometry import SCANNERS
+
     sub.add_argument("--seed", type=int, default=0, help="patient number")
     sub.add_argument("--out", required=True, help="study folder to write")
     sub.add_argument("--scanner", default="dnm570c", help=", ".join(SCANNERS))
@@ -233,10 +209,8 @@ def add_simulate(commands: Commands) -> None:
     sub.add_argument("--no-reference", action="store_true", help="skip the full-dose MLEM-50 image")
 
 # %% ../nbs/68_cli.ipynb #8e2384e6
-def add_import(commands: Commands) -> None:
-    "`diffspect import`."
-    text = "Turn measured projections into a study folder: an NM TOMO DICOM file, or STIR's pinhole files."
-    sub = add_command(commands, "import", run_import, text)
+def import_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect import`."
     text = "DICOM file of a rotating camera, or a folder with input.hs, collimator.txt and detector.txt"
     sub.add_argument("file", help=text)
     sub.add_argument("--out", required=True, help="study folder to write")
@@ -256,18 +230,14 @@ def add_import(commands: Commands) -> None:
     add_point(sub, "--ct-nudge", "then move it by so many mm to the left, back and head", (0, 0, 0))
 
 
-def add_fetch(commands: Commands) -> None:
-    "`diffspect fetch`."
-    text = "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; uses the network."
-    sub = add_command(commands, "fetch", run_fetch, text)
+def fetch_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect fetch`."
     sub.add_argument("folder", help="where it shall lie")
     sub.add_argument("--only", default="*", metavar="PATTERN", help="only files that match, such as 'DICOM/*'")
 
 # %% ../nbs/68_cli.ipynb #ff07f748
-def add_read(commands: Commands) -> None:
-    "`diffspect read`."
-    text = "Read a heart: axes, polar map with 17 segments, defects against simulated normals; stress beside rest."
-    sub = add_command(commands, "read", run_read, text)
+def read_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect read`."
     text = "reconstructed image (NIfTI or NM DICOM); the stress image if a rest image is given"
     sub.add_argument("image", help=text)
     sub.add_argument("rest", nargs="?", help="rest image on the same grid")
@@ -281,10 +251,8 @@ def add_read(commands: Commands) -> None:
     sub.add_argument("--normals", choices=("f", "m"), default="m", help="normal hearts of women or men")
 
 # %% ../nbs/68_cli.ipynb #0fbfd252
-def add_probe(commands: Commands) -> None:
-    "`diffspect probe`."
-    text = "Ask the counts about one region of a reconstruction: as shown, or at the level of its surroundings?"
-    sub = add_command(commands, "probe", run_probe, text)
+def probe_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect probe`."
     sub.add_argument("result", help="folder that `diffspect reconstruct` wrote")
     add_point(sub, "--at", "middle of the region (LPS, mm)")
     sub.add_argument("--radius-mm", type=float, default=12.0, help="of the region, with --at")
@@ -295,30 +263,27 @@ def add_probe(commands: Commands) -> None:
     sub.add_argument("--out", default="out/probe", help="folder for region.png, probe.png and probe.json")
 
 
-def add_evaluate(commands: Commands) -> None:
-    "`diffspect evaluate`."
-    text = "PSNR, NRMSE and SSIM of an image against a reference (NIfTI)."
-    sub = add_command(commands, "evaluate", run_evaluate, text)
+def evaluate_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect evaluate`."
     sub.add_argument("image", help="NIfTI file")
     sub.add_argument("reference", help="NIfTI file on the same grid")
     sub.add_argument("--mask", help="NIfTI mask, > 0 is inside")
     add_resample(sub)
 
 # %% ../nbs/68_cli.ipynb #433ec1f6
-def add_train(commands: Commands) -> None:
-    "`diffspect train`."
-    text = "Train a prior from a JSON configuration; resumes from the state in --out."
-    sub = add_command(commands, "train", run_train, text)
+def train_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect train`."
     sub.add_argument("config", help="JSON file with fields of TrainConfig")
     sub.add_argument("--out", default="out/train", help="folder for state and checkpoint")
     text = "where to compute; default: the GPU if there is one"
     sub.add_argument("--device", choices=("cpu", "cuda"), help=text)
 
 
-def add_benchmark(commands: Commands) -> None:
-    "`diffspect benchmark`."
-    text = "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable."
-    sub = add_command(commands, "benchmark", run_benchmark_command, text)
+def benchmark_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect benchmark`."
+    from diffspect_nb.cohort import FIRST_TEST
+    from diffspect_nb.prior import DEFAULT_PRIOR
+
     sub.add_argument("--out", default="out/benchmark", help="folder for rows, tables and figures")
     text = "where the guided images are computed; the classical ones are always on the CPU"
     sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=text)
@@ -336,34 +301,98 @@ def add_benchmark(commands: Commands) -> None:
     sub.add_argument("--ablation", action="store_true", help=text)
 
 
-def add_dashboard(commands: Commands) -> None:
-    "`diffspect dashboard`."
-    text = "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only)."
-    sub = add_command(commands, "dashboard", run_dashboard, text)
+def dashboard_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect dashboard`."
     sub.add_argument("study", nargs="?", help="study folder; default: the shipped sample")
     sub.add_argument("--port", type=int, default=8866, help="0: any free one")
     sub.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
 
 
-def add_scanner_and_info(commands: Commands) -> None:
-    "`diffspect scanner` and `diffspect info`."
-    sub = add_command(commands, "scanner", run_scanner, "Print a scanner as JSON.")
+def scanner_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect scanner`."
+    from diffspect_nb.geometry import SCANNERS
+
     sub.add_argument("name", help=", ".join(SCANNERS))
-    sub = add_command(commands, "info", run_info, "Versions, device, threads, cache and checkpoint hashes.")
+
+
+def info_options(sub: argparse.ArgumentParser) -> None:
+    "Of `diffspect info`."
     text = "remove system matrices and simulated patients from the cache; they are made again when needed"
     sub.add_argument("--clear-cache", action="store_true", help=text)
 
 # %% ../nbs/68_cli.ipynb #001a3868
-def parser() -> argparse.ArgumentParser:
-    "All commands and their options."
+@dataclass(frozen=True)
+class Command:
+    "What `diffspect NAME` is for, what it runs, and its options."
+
+    text: str
+    run: str  # module.function of this package, imported when it is run
+    options: Callable[[argparse.ArgumentParser], None]
+
+
+COMMANDS = {
+    "demo": Command(
+        "Reconstruct the shipped sample at 5 %% of its counts and compare with classical images.",
+        "cli_study.run_demo",
+        demo_options,
+    ),
+    "reconstruct": Command("Reconstruct a study folder.", "cli_study.run_reconstruct", reconstruct_options),
+    "simulate": Command(
+        "Simulate a full-dose study of a random phantom, or of a real image taken as activity.",
+        "cli_data.run_simulate",
+        simulate_options,
+    ),
+    "import": Command(
+        "Turn measured projections into a study folder: an NM TOMO DICOM file, or STIR's pinhole files.",
+        "cli_data.run_import",
+        import_options,
+    ),
+    "fetch": Command(
+        "Download the PhysioNet set of real DNM 530c scans (83 patients), checking every file; uses the network.",
+        "cli_data.run_fetch",
+        fetch_options,
+    ),
+    "read": Command(
+        "Read a heart: axes, polar map with 17 segments, defects against simulated normals; stress beside rest.",
+        "cli_study.run_read",
+        read_options,
+    ),
+    "probe": Command(
+        "Ask the counts about one region of a reconstruction: as shown, or at the level of its surroundings?",
+        "cli_study.run_probe",
+        probe_options,
+    ),
+    "evaluate": Command(
+        "PSNR, NRMSE and SSIM of an image against a reference (NIfTI).", "cli_data.run_evaluate", evaluate_options
+    ),
+    "train": Command(
+        "Train a prior from a JSON configuration; resumes from the state in --out.", "cli_data.run_train", train_options
+    ),
+    "benchmark": Command(
+        "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.",
+        "cli_data.run_benchmark_command",
+        benchmark_options,
+    ),
+    "dashboard": Command(
+        "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only).",
+        "cli.run_dashboard",
+        dashboard_options,
+    ),
+    "scanner": Command("Print a scanner as JSON.", "cli_data.run_scanner", scanner_options),
+    "info": Command("Versions, device, threads, cache and checkpoint hashes.", "cli_data.run_info", info_options),
+}
+
+
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    "All commands and their options; with the name of one, only that one's options."
     text = "Guided diffusion reconstruction for low-dose and few-view cardiac SPECT."
     top = argparse.ArgumentParser(prog="diffspect", description=text)
     top.add_argument("--version", action="version", version=f"diffspect {diffspect_nb.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for one in (add_demo, add_reconstruct, add_simulate, add_import, add_fetch, add_read, add_probe):
-        one(commands)
-    for one in (add_evaluate, add_train, add_benchmark, add_dashboard, add_scanner_and_info):
-        one(commands)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.text, description=command.text, formatter_class=Help)
+        if only in (None, name):
+            command.options(sub)
     return top
 
 # %% ../nbs/68_cli.ipynb #08019ada
@@ -374,17 +403,33 @@ def _any_code_page() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _run(args: argparse.Namespace) -> None:
+    "The command that was asked for."
+    from diffspect_nb.core import check_seed
+
+    for name in ("seed", "first_seed"):
+        check_seed(getattr(args, name, None) or 0, "--" + name.replace("_", "-"))
+    room, function = COMMANDS[args.command].run.split(".")
+    getattr(import_module(f"diffspect_nb.{room}"), function)(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     "Entry point; returns the exit code."
+    began = time.perf_counter()
     _any_code_page()
-    args = parser().parse_args(argv)
-    matplotlib.use("Agg", force=False)
+    asked = sys.argv[1:] if argv is None else argv
+    args = parser(next((word for word in asked if not word.startswith("-")), "")).parse_args(
+        asked, argparse.Namespace(began=began)
+    )
+    os.environ.setdefault("MPLBACKEND", "Agg")
     try:
-        for name in ("seed", "first_seed"):
-            check_seed(getattr(args, name, None) or 0, option_of(name))
-        args.run(args)
+        _run(args)
         sys.stdout.flush()
-    except InputError as e:
+    except ValueError as e:
+        from diffspect_nb.core import InputError
+
+        if not isinstance(e, InputError):
+            raise
         print(f"diffspect: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has enough

@@ -45,7 +45,8 @@ from .mlem import mlem, osem
 from .prior import pretrained
 from .reconstruction import versions
 from .sampler import PaperWeights, Weights
-from .study import Study, image_as_phantom, simulate, simulate_mismatched
+from .recipe import image_as_phantom, simulate_mismatched
+from .study import Study, simulate
 
 if TYPE_CHECKING:
     from diffspect_nb.benchmark import Method
@@ -198,7 +199,9 @@ def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
         activity, own = read_activity(path)
         grid = replace(own, center_mm=(0.0, 0.0, 0.0))
         rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
-        mismatch = replace(draw_mismatch(rng), ct_shift_mm=(0.0, 0.0, 0.0))
+        still = (0.0, 0.0, 0.0)  # a scan has moved already, and has no CT
+        placed = replace(draw_mismatch(rng), ct_shift_mm=still, ct_turn_deg=still)
+        mismatch = replace(placed, breathing_mm=still, drift_mm=still)
         study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
         heart = None if mask is None else dilate(load_mask(mask, own), 5)
         return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})

@@ -37,14 +37,27 @@ from diffspect_nb.prior import (
     early_and_late,
     intensity_scale,
 )
+from diffspect_nb.recipe import (
+    ACQUISITION_RANGES,
+    DEFECTS,
+    KINDS,
+    PATIENT_RANGES,
+    SCANNER_RANGES,
+    SHARES,
+    Mismatch,
+    RealSystem,
+    draw_patient,
+    moving,
+    simulate_mismatched,
+)
 from .slice_network import relative_to_water
-from .study import Mismatch, Study, central_row, keep_views, simulate, simulate_mismatched, thin
+from .study import Study, central_row, keep_views, simulate, thin
 from .system import Measurement, SystemMatrix, cache_path
 
 # %% auto #0
 __all__ = ['FIRST_VALIDATION', 'FIRST_TEST', 'SHARED_SEED', 'TERRITORIES', 'USUAL_DEFECT', 'FILE_VERSION', 'KEPT', 'UNUSUAL',
            'Job', 'draw_mismatch', 'draw_counts', 'painter', 'held_out_study', 'training_study', 'simulated_study',
-           'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'photons_of', 'Seen',
+           'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'activity_of', 'Seen',
            'seen_by_network', 'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort',
            'job_groups', 'make_missing', 'load_patients']
 
@@ -53,21 +66,21 @@ def draw_mismatch(
     rng: np.random.Generator,
     scanners: tuple[int, int] | None = None,  # (seed, index) of a shared real scanner; None: one of the patient's own
 ) -> Mismatch:
-    "`Mismatch.draw`; holes and displaced voxels are the shared scanner's, CT and scatter the patient's."
+    "`Mismatch.draw`; holes, distance, tilt and displaced voxels are the shared scanner's, all else the patient's."
     own = Mismatch.draw(rng)
-    if scanners is None:
-        return own
-    shared = Mismatch.draw(np.random.default_rng(scanners))
-    return replace(own, aperture=shared.aperture, offset_mm=shared.offset_mm)
+    return own if scanners is None else own.of_scanner(Mismatch.draw(np.random.default_rng(scanners)))
 
 
 def draw_counts(rng: np.random.Generator, low: float = 4e6, high: float = 25e6) -> float:
-    "Counts at full dose, log-uniform."
+    "Counts at full dose of the whole patient, log-uniform."
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def painter(seed: int, **drawn: Any) -> Callable[[ImageGrid], Phantom]:
-    "The same patient on any grid; `drawn` is what `torso` is told instead of drawing it."
+def painter(
+    seed: int, heart: str | None = None, sex: str | None = None, **told: Any
+) -> Callable[[ImageGrid], Phantom]:
+    "The same patient on any grid; kind of heart, sex and what `torso` is told replace what `draw_patient` draws."
+    drawn = draw_patient(seed, heart, sex) | told
     return lambda grid: torso(np.random.default_rng(seed), grid, **drawn)
 
 # %% ../nbs/15_cohort.ipynb #7e95dc0f
@@ -87,13 +100,10 @@ SHARED_SEED = 570  # of the training cohort's real scanners
 
 
 @lru_cache(maxsize=1)
-def _real_system(
-    index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device
-) -> tuple[SystemMatrix, ImageGrid]:
+def _real_system(index: int, scanner: Scanner, grid: ImageGrid, device: str | torch.device) -> RealSystem:
     "One of the training cohort's real scanners: its holes, and where its voxels lie."
     real = draw_mismatch(np.random.default_rng([SHARED_SEED, index]))
-    system, around = real.true_system(scanner, grid, cache=False)
-    return system.to(device), around
+    return real.true_system(scanner, grid, cache=False).to(device)
 
 
 def training_study(
@@ -104,7 +114,7 @@ def training_study(
     scanners: int = 4,  # real ones that acquire the patients in turn
     device: str | torch.device = "cpu",
 ) -> Study:
-    "Patient `seed` of the training cohort, acquired by a real scanner, behind a misplaced CT and with scatter."
+    "Patient `seed` of the training cohort, acquired by a real scanner that its model does not quite describe."
     rng, index = np.random.default_rng([seed, 1]), seed % scanners
     mismatch, counts = draw_mismatch(rng, (SHARED_SEED, index)), draw_counts(rng)
     real = _real_system(index, scanner, grid, device)
@@ -160,14 +170,15 @@ def simulated_patient(
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
     """Eight acquisitions of one patient, grouped by views.
 
-    All views at full and three lower doses; two smaller sets of views at full and one lower dose."""
+    All views at full and three lower doses; two smaller sets of views, central or any, at full and one lower dose."""
 
     def dose(low):
         return float(np.exp(rng.uniform(np.log(low), np.log(0.7))))
 
-    groups = [[study, *(thin(study, dose(0.007), rng) for _ in range(3))]]
+    groups = [[study, *(thin(study, dose(0.005), rng) for _ in range(3))]]
     for n in rng.permutation([v for v in (1, 3, 5, 7, 9) if v <= len(central_row(study.scanner))])[:2]:
-        few = keep_views(study, int(n))
+        anywhere = np.sort(rng.permutation(study.scanner.n_views)[:n])
+        few = keep_views(study, int(n) if rng.random() < 0.6 else anywhere.tolist())
         groups.append([few, thin(few, dose(0.05), rng)])
     return groups
 
@@ -184,10 +195,10 @@ def modelled_system(study: Study, device: str | torch.device = "cpu") -> SystemM
     return bare.attenuate(attenuation_factors(study.mu.to(device), study.scanner, study.grid))
 
 
-def photons_of(study: Study, phantom: Phantom) -> float:
-    "Photons per unit of activity: a study's truth against the phantom it was made from."
+def activity_of(study: Study) -> Tensor:  # (z, y, x)
+    "A simulated study's truth in units of normal myocardium."
     assert study.truth is not None
-    return float(study.truth.sum() / phantom.activity.sum())
+    return study.truth / study.meta["photons_per_activity"]
 
 # %% ../nbs/15_cohort.ipynb #45c53506
 @dataclass(frozen=True)
@@ -218,12 +229,13 @@ def make_patient(
     path: Path, seed: int, study: Study, heart: str | None = None, device: str | torch.device = "cpu"
 ) -> None:
     "Write what training needs of one patient; activities in units of normal myocardium."
-    phantom, healthy = painter(seed, heart=heart)(study.grid), painter(seed, heart=heart, defects=[])(study.grid)
-    photons, seen = photons_of(study, phantom), seen_by_network(study, seed, device)
+    truth, seen, photons = activity_of(study), seen_by_network(study, seed, device), study.meta["photons_per_activity"]
+    healthy = painter(seed, heart, defects=[])(study.grid).activity
+    deficit = moving(healthy, study.grid, Mismatch(**study.meta["mismatch"])) - truth
     assert study.mu is not None
     tensors = {
-        "truth": phantom.activity.half(),
-        "deficit": (healthy.activity - phantom.activity).clamp(0, 1).half(),  # what the defects took away
+        "truth": truth.half(),
+        "deficit": deficit.clamp(0, 1).half(),  # what the defects took away
         "mu": study.mu.half(),
         "heart": torch.zeros(study.grid.shape, dtype=torch.bool) if study.heart is None else study.heart,
         "early": torch.stack([s.early for s in seen]),
@@ -236,28 +248,28 @@ def make_patient(
         save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, metadata=about)
 
 
-def make_mlem50(
-    path: Path, seed: int, study: Study, heart: str | None = None, device: str | torch.device = "cpu"
-) -> None:
+def make_mlem50(path: Path, study: Study, device: str | torch.device = "cpu") -> None:
     "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
-    photons = photons_of(study, painter(seed, heart=heart)(study.grid))
     image = mlem(Measurement(modelled_system(study, device), study.projections), 50).cpu()
+    label = (image / study.meta["photons_per_activity"]).clamp_max(4 * CEILING)
     with atomic_path(path) as tmp:
-        save_file({"mlem50": (image / photons).clamp_max(4 * CEILING).half().contiguous()}, tmp)
+        save_file({"mlem50": label.half().contiguous()}, tmp)
 
 # %% ../nbs/15_cohort.ipynb #e15d5d93
-FILE_VERSION = 2  # of a patient's file
+FILE_VERSION = 3  # of a patient's file
 
 
 @lru_cache(maxsize=1)
 def generator_fingerprint() -> str:
-    """Hash of what the phantom generator draws and of how it is acquired: changes when the patients do.
+    """Hash of what the recipe draws and of how it is acquired: changes when the patients do.
 
     Three patients on a coarse grid, rounded, so that no comment and no last digit changes it."""
-    drawn = [torso(np.random.default_rng(seed), tiny_grid()) for seed in range(3)]
+    drawn = [painter(seed)(tiny_grid()) for seed in range(3)]
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
-    rule = Mismatch.draw(np.random.default_rng(0)), EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM
-    return hashlib.sha256(b"".join([*rounded, repr(rule).encode()])).hexdigest()
+    ranges = [(r.low, r.high) for r in (PATIENT_RANGES | SCANNER_RANGES | ACQUISITION_RANGES).values()]
+    rule = Mismatch.draw(np.random.default_rng(0)), ranges, SHARES, DEFECTS, KINDS
+    seen = EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM
+    return hashlib.sha256(b"".join([*rounded, repr((rule, seen)).encode()])).hexdigest()
 
 # %% ../nbs/15_cohort.ipynb #1d4822de
 KEPT = ("mu", "heart", "deficit", "early", "late", "ratio")  # of a patient's file, beside the label
@@ -348,8 +360,10 @@ def _make(cohort: Cohort, jobs: list[Job], device: str | torch.device = "cpu") -
     for seed, kind in jobs:
         heart = cohort.heart(seed)
         study = training_study(seed, scanner, cohort.grid, heart, cohort.scanners, device)
-        write = make_mlem50 if kind == "mlem50" else make_patient
-        write(cohort.path(seed, kind), seed, study, heart, device)
+        if kind == "mlem50":
+            make_mlem50(cohort.path(seed, kind), study, device)
+        else:
+            make_patient(cohort.path(seed, kind), seed, study, heart, device)
         yield seed
 
 

@@ -190,9 +190,9 @@ def show_slices(
     fig, axes = plt.subplots(len(rows), 3, figsize=(WIDTH, height), squeeze=False)
     fig.subplots_adjust(**edges, wspace=0.32, hspace=0.42)  # an automatic layout takes as long as all the drawing
     half = [n * voxel_mm / 2 for n in first.shape[::-1]]
-    ends = [(m - h, m + h) for m, h in zip(middle_mm, half, strict=True)]
+    limits = [(m - h, m + h) for m, h in zip(middle_mm, half, strict=True)]
     for row_axes, (name, row) in zip(axes, rows.items(), strict=True):
-        _draw_planes(row_axes, name, row, middle, ends)
+        _draw_planes(row_axes, name, row, middle, limits)
     shared, scales = len(images), list(rows.values())
     for span in [slice(0, shared), *(slice(n, n + 1) for n in range(shared, len(rows)))]:
         _draw_scale(fig, axes[span], scales[span.start])

@@ -21,8 +21,8 @@ from .geometry import field_of_view
 from .study import Study
 
 # %% auto #0
-__all__ = ['SSIM_WINDOW_VOXELS', 'rmse', 'psnr', 'nrmse', 'ssim', 'score', 'score_table', 'masks_of', 'references_of',
-           'scores_of', 'defect_regions', 'contrast_errors']
+__all__ = ['SSIM_WINDOW_VOXELS', 'Regions', 'rmse', 'psnr', 'nrmse', 'ssim', 'score', 'score_table', 'masks_of', 'references_of',
+           'scores_of', 'regions_of', 'defect_regions', 'defect_contrast', 'contrast_errors']
 
 # %% ../nbs/09_metrics.ipynb #e343e3ad
 def _as_array(a: ArrayLike | Tensor) -> np.ndarray:
@@ -215,26 +215,34 @@ def _wall(heart: dict, grid: ImageGrid) -> np.ndarray:  # (z, y, x), bool
     return canvas.activity > 0.5
 
 
-def defect_regions(study: Study) -> list[tuple[Tensor, Tensor]]:  # (defect, normal wall), (z, y, x), bool
-    """For each defect of a simulated patient, the wall inside it and the wall outside all of them.
+Regions = tuple[Tensor, Tensor]  # a defect and the normal wall, (z, y, x), bool
+
+
+def regions_of(heart: dict, defects: Sequence[dict], grid: ImageGrid) -> list[tuple[dict, Regions]]:
+    """For each defect on a simulated heart (see `draw_heart`), the wall inside it and the wall outside all of them.
 
     Defects of fewer than 8 voxels are left out."""
+    wall, frame = _wall(heart, grid), heart_frame(heart)
+    z, y, x = (axis.astype(np.float32) for axis in grid.axes_mm())
+    weights = [defect_weight(frame, d, x[None, None], y[None, :, None], z[:, None, None]) for d in defects]
+    normal = wall & (np.max(weights, axis=0) < 0.05) if weights else wall
+    found = [(d, wall & (w > 0.7)) for d, w in zip(defects, weights, strict=True)]
+    return [(d, (torch.from_numpy(a), torch.from_numpy(normal))) for d, a in found if min(a.sum(), normal.sum()) >= 8]
+
+
+def defect_regions(study: Study) -> list[Regions]:
+    "The regions of each defect of a simulated patient; none where it has none or they are not known."
     heart, defects = study.meta.get("phantom", {}).get("heart"), study.meta.get("defects", [])
-    if not heart or not defects:
-        return []
-    wall = _wall(heart, study.grid)
-    z, y, x = (axis.astype(np.float32) for axis in study.grid.axes_mm())
-    weights = [defect_weight(heart_frame(heart), d, x[None, None], y[None, :, None], z[:, None, None]) for d in defects]
-    normal = wall & (np.max(weights, axis=0) < 0.05)
-    regions = [(wall & (w > 0.7), normal) for w in weights]
-    return [(torch.from_numpy(a), torch.from_numpy(b)) for a, b in regions if min(a.sum(), b.sum()) >= 8]
+    return [regions for _, regions in regions_of(heart, defects, study.grid)] if heart and defects else []
 
 
-def contrast_errors(image: Tensor, study: Study, regions: list[tuple[Tensor, Tensor]]) -> list[float]:
+def defect_contrast(image: Tensor, regions: Regions) -> float:
+    "1 − mean of an image (z, y, x) in the defect ÷ its mean in the normal wall."
+    defect, normal = regions
+    return 1 - float(image[defect].mean() / image[normal].mean().clamp_min(1e-30))
+
+
+def contrast_errors(image: Tensor, study: Study, regions: list[Regions]) -> list[float]:
     "|contrast in the image − contrast in the truth| of each defect of a study with truth."
-
-    def contrast(of: Tensor, defect: Tensor, normal: Tensor) -> float:
-        return 1 - float(of[defect].mean() / of[normal].mean().clamp_min(1e-30))
-
     truth = references_of(study)["truth"] if regions else image
-    return [abs(contrast(image, *pair) - contrast(truth, *pair)) for pair in regions]
+    return [abs(defect_contrast(image, pair) - defect_contrast(truth, pair)) for pair in regions]

@@ -16,7 +16,8 @@ from .cohort import draw_counts, draw_mismatch, painter
 from .core import ImageGrid, InputError
 from .geometry import Scanner
 from .phantom import lv_wall_share
-from .study import Study, simulate_mismatched
+from .recipe import simulate_mismatched
+from .study import Study
 
 # %% auto #0
 __all__ = ['PATIENTS', 'SCANNERS_SEED', 'N_SCANNERS', 'octave_channels', 'hotelling_verdicts', 'Area', 'area_under_roc',

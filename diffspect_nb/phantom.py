@@ -296,9 +296,9 @@ def _paint_bones(p: TorsoPainter) -> dict:
     return {"spine_mu_per_cm": spine_mu, "rib_mu_per_cm": rib_mu, "spine_radius_mm": radius}
 
 # %% ../nbs/04_phantom.ipynb #b2fd366c
-def _paint_arms(p: TorsoPainter) -> dict:
+def _paint_arms(p: TorsoPainter, down: bool | None = None) -> dict:
     "Most patients hold both arms above the head, out of every module's way; one in twelve does not."
-    down = bool(p.rng.random() < 0.08)
+    down = bool(p.rng.random() < 0.08) if down is None else down
     for side in (-1, 1) if down else ():
         x, y, z = p.body["center_mm"][0] + side * (p.body["half_width_mm"] + 46), p.at(0, 0.2, 0)[1], 0
         arm = ellipsoid([x, y, z], [42, 50, 1e4])
@@ -306,17 +306,22 @@ def _paint_arms(p: TorsoPainter) -> dict:
     return {"arms_down": down}
 
 
-def _paint_torso(p: TorsoPainter, sex: str, heart: dict) -> dict:
+def _paint_more(p: TorsoPainter, organs: Sequence[dict]) -> dict:
+    "Ellipsoids that somebody asked for, within the chest wall: middle and radii in mm, axes, uptake."
+    for organ in organs:
+        solid = ellipsoid(organ["middle_mm"], organ["radii_mm"], np.array(organ["axes"]))
+        p.paint(intersect(solid, p.inside(4)), Tissue[organ["tissue"]], organ["uptake"], MU_SOFT)
+    return {"more": list(organs)}
+
+
+def _paint_torso(p: TorsoPainter, sex: str, heart: dict, told: dict) -> dict:
     "Everything except the heart; returns the organs' numbers."
     _paint_surface(p, sex, heart["centroid_mm"][2])
-    right_dome, chest = _paint_lungs(p)
-    liver = _paint_liver(p, right_dome)
-    stomach = _paint_spleen_and_stomach(p)
-    bowel = _paint_bowel(p)
-    spots = _paint_spots(p)
-    bones = _paint_bones(p)
-    arms = _paint_arms(p)
-    return arms | spots | bones | bowel | stomach | liver | chest
+    right_dome, numbers = _paint_lungs(p)
+    numbers |= _paint_liver(p, right_dome)
+    for paint in (_paint_spleen_and_stomach, _paint_bowel, _paint_spots, _paint_bones):
+        numbers |= paint(p)
+    return numbers | _paint_arms(p, told.get("arms_down")) | _paint_more(p, told.get("more", ()))
 
 # %% ../nbs/04_phantom.ipynb #17496a72
 def _right_ventricle(frame: HeartFrame, radius_mm: float) -> tuple[Solid, Solid]:
@@ -344,7 +349,7 @@ def _pericardium(frame: HeartFrame, radius_mm: float, right_ventricle: Solid) ->
     return unite(grow(right_ventricle, 5), intersect(around, half_space(behind, -frame.axis)))
 
 # %% ../nbs/04_phantom.ipynb #649fdfb3
-def _wall_uptake(frame: HeartFrame, uptake: dict, defects: Sequence[dict], grain: Field) -> Field:
+def _wall_uptake(frame: HeartFrame, uptake: dict, defects: Sequence[dict], grain: Field, blotch: Field) -> Field:
     "Uptake of the left ventricle's wall: normal myocardium is 1, less in the basal septum, at the apex and in defects."
 
     def value(x, y, z):
@@ -355,7 +360,8 @@ def _wall_uptake(frame: HeartFrame, uptake: dict, defects: Sequence[dict], grain
         level = level * (1 - np.float32(1 - uptake["basal_septum"]) * basal)
         level = level * (1 - np.float32(1 - uptake["apex"]) * np.clip((height - 0.75) / 0.2, 0, 1))
         for defect in defects:
-            level = level * (1 - np.float32(defect["severity"]) * defect_weight(frame, defect, x, y, z))
+            lost = defect["severity"] * (1 + np.float32(defect.get("uneven", 0)) * (blotch(x, y, z) - 1))
+            level = level * (1 - np.clip(lost, 0, 1) * defect_weight(frame, defect, x, y, z))
         return level.astype(np.float32)
 
     return value
@@ -373,7 +379,7 @@ def _paint_heart(p: TorsoPainter, noise: np.random.Generator, heart: dict, defec
     canvas.paint(right, Tissue.RV_WALL, lambda *at: np.float32(uptake["right_ventricle"]) * grain(*at), *fine)
     canvas.paint(right_cavity, Tissue.RV_CAVITY, uptake["blood"], *fine)
     left, left_cavity = (ripple(solid, surface, heart["unevenness_mm"]) for solid in lv_solids(heart))
-    canvas.paint(left, Tissue.LV_WALL, _wall_uptake(frame, uptake, defects, grain), *fine)
+    canvas.paint(left, Tissue.LV_WALL, _wall_uptake(frame, uptake, defects, grain, texture(noise, 1.0, 16.0)), *fine)
     canvas.paint(left_cavity, Tissue.LV_CAVITY, uptake["blood"], *fine)
 
 # %% ../nbs/04_phantom.ipynb #487494f9
@@ -395,26 +401,26 @@ def torso(
     defects: int | Sequence[dict] | None = None,  # None: half of the phantoms have 1–2; n: that many; or themselves
     sex: str | None = None,  # "f" or "m"; None: drawn
     size: float = 1.0,  # girth of the chest and thickness of its fat, times what was drawn
-    heart: str | None = None,  # one of `HEARTS`; None: drawn
+    heart: str | dict | None = None,  # one of `HEARTS`, or the numbers of `draw_heart`; None: drawn
+    told: dict | None = None,  # {"uptake": numbers that replace what was drawn, "arms_down": bool, "more": ellipsoids}
 ) -> Phantom:
     """A random torso, the same for the same generator state whatever the grid.
 
     Raises `InputError` for more than 3 defects, an unknown sex or kind of heart, or a size beyond 0.8 … 1.3."""
-    _check_wish(defects, sex, size, heart)
+    _check_wish(defects, sex, size, None if isinstance(heart, dict) else heart)
+    told = told or {}
     anatomy, uptakes, lesions, noise = (np.random.default_rng(int(s)) for s in rng.integers(2**62, size=4))
     drawn_sex = "m" if anatomy.random() < 0.55 else "f"
     sex = sex or drawn_sex
-    ventricle = draw_heart(anatomy, sex, heart)
+    ventricle = dict(heart) if isinstance(heart, dict) else draw_heart(anatomy, sex, heart)
     body = _draw_body(anatomy, sex, ventricle, size)
-    uptake = _draw_uptake(uptakes)
+    uptake = _draw_uptake(uptakes) | told.get("uptake", {})
     n_random = int(lesions.integers(1, 3)) if lesions.random() < 0.5 else 0
-    if defects is None or isinstance(defects, int):
-        found = draw_defects(lesions, n_random if defects is None else defects)
-    else:
-        found = tuple(dict(d) for d in defects)
+    n = n_random if defects is None else defects
+    found = draw_defects(lesions, n) if isinstance(n, int) else tuple(dict(d) for d in n)
     canvas = Canvas(ImageGrid() if grid is None else grid)
     painter = TorsoPainter(canvas, anatomy, body, uptake, texture(noise, uptake["organ_texture"]))
-    organs = _paint_torso(painter, sex, ventricle)
+    organs = _paint_torso(painter, sex, ventricle, told)
     _paint_heart(painter, noise, ventricle, found)
     mu = np.minimum(canvas.mu, np.float32(MU_BONE_MAX))
     activity, mu, labels = (torch.from_numpy(a) for a in (canvas.activity, mu, canvas.labels))

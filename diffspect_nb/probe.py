@@ -21,7 +21,8 @@ from .geometry import Scanner, named_scanner
 from .metrics import defect_regions
 from .mlem import osem
 from .phantom import Phantom, dilate, torso
-from .study import Study, reduced, simulate, simulate_mismatched
+from .recipe import simulate_mismatched
+from .study import Study, reduced, simulate
 from .system import Measurement
 
 # %% auto #0

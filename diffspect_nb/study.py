@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter, map_coordinates, shift
 from torch import Tensor
 
 import diffspect_nb
-from .attenuation import attenuation_factors, check_mu
+from .attenuation import check_mu
 from .core import ImageGrid, InputError, check_seed
 from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
 from .geometry import SCANNERS, Scanner, named_scanner
@@ -26,8 +25,8 @@ from .phantom import Phantom, heart_mask
 from .system import Measurement, SystemMatrix, matrix_of
 
 # %% auto #0
-__all__ = ['FORMAT', 'OPTIONAL', 'Study', 'simulate', 'simulate_activity', 'Mismatch', 'simulate_mismatched', 'image_as_phantom',
-           'thin', 'keep_views', 'central_row', 'study_hashes', 'sample_folder', 'reduced_study', 'reduced']
+__all__ = ['FORMAT', 'OPTIONAL', 'Study', 'simulate', 'simulate_activity', 'scaled_to', 'thin', 'keep_views', 'central_row',
+           'study_hashes', 'sample_folder', 'reduced_study', 'reduced']
 
 # %% ../nbs/07_study.ipynb #913b604b
 @dataclass(frozen=True, eq=False)
@@ -167,100 +166,19 @@ def simulate_activity(
 ) -> Study:
     "A full-dose acquisition of any activity image. Raises `InputError` if the scanner would see nothing of it."
     expected = matrix_of(scanner, grid, mu).forward(activity).cpu().double().numpy()
-    scaling = _scaling(expected, counts)
+    scaling = scaled_to(expected, counts)
     measured = rng.poisson(expected * scaling).astype(np.float32)
     meta = {"full_dose_counts": float(measured.sum()), "expected_counts": float(counts)} | (meta or {})
     return Study(torch.from_numpy(measured), scanner, grid, mu, truth=activity * scaling, heart=heart, meta=meta)
 
 
-def _scaling(expected: np.ndarray, counts: float) -> float:
-    "Factor from what relative activity makes one expect to a total of `counts`."
+def scaled_to(expected: np.ndarray, counts: float) -> float:
+    "Factor from what relative activity makes one expect to a total of `counts`; raises `InputError` if there is none."
     if not (np.isfinite(counts) and counts > 0):
         raise InputError(f"counts must be a positive number of expected counts, got {counts}")
     if not (total := float(expected.sum())) > 0:
         raise InputError("the activity is zero wherever the scanner can see")
     return counts / total
-
-# %% ../nbs/07_study.ipynb #a71912df
-@dataclass(frozen=True)
-class Mismatch:
-    "How an acquisition differs from the model that will reconstruct it."
-
-    aperture: float = 1.0  # true ÷ modelled diameter of the holes
-    offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)  # true voxels against modelled ones, (x, y, z)
-    ct_shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of the CT against the emission, (x, y, z)
-    scatter: float = 0.0  # scattered ÷ unscattered counts
-    scatter_pixels: float = 6.0  # standard deviation of the scatter's blur on the detector
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Mismatch:
-        "Holes within 10 %, voxels displaced by up to half a voxel, CT by up to 8 mm, scatter up to 20 %."
-        x, y, z = (float(v) for v in rng.uniform(-2, 2, 3))
-        way = rng.standard_normal(3)
-        u, v, w = (float(v) for v in way / np.linalg.norm(way) * rng.uniform(0, 8))
-        aperture, scatter, pixels = (float(rng.uniform(*ends)) for ends in ((0.9, 1.1), (0, 0.2), (4, 9)))
-        return cls(aperture, (x, y, z), (u, v, w), scatter, pixels)
-
-    def true_system(self, scanner: Scanner, grid: ImageGrid, cache: bool = True) -> tuple[SystemMatrix, ImageGrid]:
-        "Matrix without attenuation and grid of what really happens: other holes, a displaced grid 20 mm or more wider."
-        margin = 2 * int(np.ceil(20 / grid.voxel_mm))
-        z, y, x = (n + margin for n in grid.shape)
-        around = ImageGrid((z, y, x), grid.voxel_mm, self.offset_mm)
-        return SystemMatrix.build(self.true_scanner(scanner), around, cache=cache), around
-
-    def true_scanner(self, scanner: Scanner) -> Scanner:
-        "The scanner with the holes that it really has."
-        return replace(scanner, aperture_mm=scanner.aperture_mm * self.aperture)
-
-# %% ../nbs/07_study.ipynb #905c5ac0
-def simulate_mismatched(
-    paint: Callable[[ImageGrid], Phantom],  # the same patient on any grid (e.g. `torso`, `image_as_phantom`)
-    scanner: Scanner,
-    grid: ImageGrid,
-    counts: float,  # expected unscattered counts over all views at full dose
-    rng: np.random.Generator,
-    mismatch: Mismatch,
-    true_system: tuple[SystemMatrix, ImageGrid] | None = None,  # from `mismatch.true_system`; computed where it is
-) -> Study:
-    """A full-dose study whose acquisition differs from its model by `mismatch`; truth in photons on the nominal grid.
-
-    Raises `InputError` if the scanner would see nothing."""
-    bare, around = true_system or mismatch.true_system(scanner, grid)
-    nominal = paint(grid)
-    expected = _really_expected(paint(around), bare, mismatch.true_scanner(scanner), around)
-    scaling = _scaling(expected, counts)
-    expected *= scaling
-    photons = scaling * mismatch.aperture**2  # holes blur otherwise than modelled; a scanner's efficiency is calibrated
-    if mismatch.scatter > 0:
-        blurred = gaussian_filter(expected, (0, mismatch.scatter_pixels, mismatch.scatter_pixels), mode="nearest")
-        expected = expected + blurred * (mismatch.scatter * counts / blurred.sum())
-    measured = rng.poisson(expected).astype(np.float32)
-    ct = shift(nominal.mu.numpy(), np.array(mismatch.ct_shift_mm)[::-1] / grid.voxel_mm, order=1, mode="nearest")
-    heart = heart_mask(nominal) if "heart" in nominal.meta else torch.zeros(grid.shape, dtype=torch.bool)
-    meta = {"full_dose_counts": float(measured.sum()), "expected_counts": float(counts), "mismatch": asdict(mismatch)}
-    meta |= {"phantom": nominal.meta, "defects": list(nominal.defects)}
-    mu, where, truth = torch.from_numpy(ct.clip(0)), heart if heart.any() else None, nominal.activity * photons
-    return Study(torch.from_numpy(measured), scanner, grid, mu, truth=truth, heart=where, meta=meta)
-
-
-def _really_expected(real: Phantom, bare: SystemMatrix, scanner: Scanner, around: ImageGrid) -> np.ndarray:
-    "Expected counts (view, row, column) of a phantom's relative activity."
-    system = bare.attenuate(attenuation_factors(real.mu, scanner, around))
-    return system.forward(real.activity.to(bare.device)).cpu().double().numpy()
-
-# %% ../nbs/07_study.ipynb #92d3b3ba
-def image_as_phantom(image: Tensor, own: ImageGrid, mu: Tensor | None = None) -> Callable[[ImageGrid], Phantom]:
-    "A painter for `simulate_mismatched`: an image (z, y, x) on its own grid taken as activity, looked up on any other."
-
-    def paint(grid: ImageGrid) -> Phantom:
-        where = [(axis - first[0]) / own.voxel_mm for axis, first in zip(grid.axes_mm(), own.axes_mm(), strict=True)]
-        index = np.stack(np.meshgrid(*where, indexing="ij"))
-        fields = (image, torch.zeros(own.shape) if mu is None else mu)
-        looked_up = (map_coordinates(f.numpy().astype(np.float32), index, order=1, mode="constant") for f in fields)
-        activity, attenuation = (torch.from_numpy(a) for a in looked_up)
-        return Phantom(activity, attenuation, torch.zeros(grid.shape, dtype=torch.uint8), (), grid, {})
-
-    return paint
 
 # %% ../nbs/07_study.ipynb #7c34668d
 def thin(study: Study, fraction: float, rng: np.random.Generator) -> Study:

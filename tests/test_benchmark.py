@@ -24,7 +24,7 @@ from diffspect_nb.benchmark import (
     table_of,
     what_got_worse,
 )
-from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study
+from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study, simulated_study
 from diffspect_nb.core import InputError
 from diffspect_nb.files import write_csv
 from diffspect_nb.geometry import tiny_grid
@@ -125,7 +125,8 @@ def test_rows_of_one_setting_are_on_disk_before_the_next_is_computed(study, tmp_
     assert seen == [set(), {("counts 0.1", "ours")}]
 
 
-def test_a_background_is_in_the_model_of_every_rival(study):
+def test_a_background_is_in_the_model_of_every_rival():
+    study = simulated_study(FIRST_VALIDATION + 1, "tiny", tiny_grid())  # where nothing else is amiss
     flat = torch.full_like(study.projections, 0.05 * study.counts / study.projections.numel())
     counts = study.projections + torch.poisson(flat, generator=torch.Generator().manual_seed(0))
     dirty = replace(study, projections=counts, background=flat)

@@ -1,5 +1,6 @@
 "The command line at its public door: exit codes, one clear line, nothing half-written, and the demo's promise."
 
+import argparse
 import csv
 import json
 import shutil
@@ -15,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 import diffspect_nb
 from diffspect_nb.cardiac import true_ventricle
-from diffspect_nb.cli import main
+from diffspect_nb.cli import COMMANDS, main, parser
 from diffspect_nb.cli_study import WALKS, option_of, own_options
 from diffspect_nb.files import load_image, save_image
 from diffspect_nb.geometry import tiny, tiny_grid
@@ -313,12 +314,6 @@ def test_info_names_versions_and_checkpoints(capsys):
     assert torch.__version__ in printed and all(f"checkpoint     {name}" in printed for name in ("diffspect", "mlem50"))
 
 
-COMMANDS = (
-    *("demo", "reconstruct", "simulate", "import", "fetch", "read", "probe", "evaluate"),
-    *("train", "benchmark", "dashboard", "scanner", "info"),
-)
-
-
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -463,3 +458,27 @@ def test_demo_keeps_its_promise(tmp_path, capsys):
     for name in ("image.nii.gz", "mlem-50.nii.gz", "support.nii.gz", "views.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     assert Study.load(sample_folder()).truth.shape == nibabel.load(tmp_path / "image.nii.gz").shape[::-1]
+
+
+def test_help_loads_nothing_heavy():
+    "Whoever asks for help does not wait for PyTorch."
+    code = """
+import sys
+from diffspect_nb.cli import main
+try: main(["--help"])
+except SystemExit: print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "reconstruct" in done.stdout
+    assert not {"torch", "numpy", "matplotlib", "numba", "scipy"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_parser_of_one_command_is_part_of_the_whole():
+    "The options that a command is given alone are those of the full parser."
+    for name in COMMANDS:
+        whole, alone = parser(), parser(name)
+        texts = [
+            next(a for a in p._actions if isinstance(a, argparse._SubParsersAction)).choices[name].format_help()
+            for p in (whole, alone)
+        ]
+        assert texts[0] == texts[1]

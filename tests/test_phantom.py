@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffspect_nb.anatomy import HEARTS, TERRITORIES, Tissue, draw_defects, draw_heart, lv_mass_g
+from diffspect_nb.anatomy import HEARTS, TERRITORIES, Tissue, draw_defects, draw_heart, heart_frame, lv_mass_g
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.phantom import dilate, heart_mask, lv_wall_share, torso
@@ -93,6 +93,67 @@ def test_a_defect_takes_its_share_from_its_place(territory, angle):
     assert torch.equal(healthy.mu, ill.mu)
 
 
+CLOSE = ImageGrid((56, 50, 50), 2.0)
+LATERAL = {"territory": "LCx", "severity": 0.8, "center_deg": 270.0, "half_extent_deg": 30.0, "edge_mm": 0.5}
+LATERAL |= {"height_from": 0.25, "height_to": 0.75}
+
+
+def share_left(**changes) -> tuple[np.ndarray, np.ndarray]:
+    "Activity with the lateral defect ÷ without, and the depth in the wall, 0 inside … 1 outside; of wall voxels alone."
+    heart = draw_heart(np.random.default_rng(2), "m", "usual") | {"centroid_mm": [0.0, 0.0, 0.0], "motion_mm": 0.0}
+    healthy, ill = (patient(5, grid=CLOSE, heart=heart, sex="m", defects=d) for d in ([], [LATERAL | changes]))
+    wall = (lv_wall_share(healthy) > 0.99).numpy()
+    z, y, x = CLOSE.axes_mm()
+    outer, inner = (w.distance(x, y[:, None], z[:, None, None]) for w in heart_frame(heart).walls)
+    return (ill.activity / healthy.activity.clamp_min(1e-6)).numpy()[wall], (inner / (inner - outer))[wall]
+
+
+def test_a_defect_reaches_as_deep_as_it_says():
+    ratio, depth = share_left(depth=0.5)
+    assert ratio[depth > 0.6].min() > 0.99 and ratio[depth < 0.4].min() == pytest.approx(0.2, abs=0.02)
+    whole = share_left()[0]
+    assert 0.3 < (1 - ratio).sum() / (1 - whole).sum() < 0.65
+
+
+def test_edges_are_hard_or_soft_and_a_patch_is_an_ellipse():
+    hard, soft, patch = (share_left(**c)[0] for c in ({}, {"edge_mm": 6.0}, {"shape": "patch"}))
+    fading = [((r > 0.25) & (r < 0.95)).sum() for r in (hard, soft)]
+    assert fading[1] > 3 * fading[0]
+    assert (1 - patch).sum() / (1 - hard).sum() == pytest.approx(np.pi / 4, abs=0.05)
+
+
+def test_a_defect_may_be_uneven_inside():
+    even, uneven = (share_left(**c)[0] for c in ({"severity": 0.5}, {"severity": 0.5, "uneven": 0.4}))
+    inside = even < 0.51
+    assert even[inside].std() < 0.01 < 0.1 < uneven[inside].std() and uneven[even > 0.999].min() > 0.99
+    assert uneven[inside].mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_an_aneurysm_bulges_beyond_the_apex_behind_a_thin_wall():
+    heart = draw_heart(np.random.default_rng(4), "m", "aneurysmal") | {"unevenness_mm": 0.0}
+    plain = {k: v for k, v in heart.items() if k != "bulge"}
+    frame = heart_frame(heart)
+    along = np.linspace(frame.apex_mm - 30, frame.apex_mm + 40, 701)
+    at = (frame.origin_mm + along[:, None] * frame.axis).T
+    walls = [[w.distance(*at) < 0 for w in heart_frame(h).walls] for h in (plain, heart)]
+    thick = [(outer & ~inner).sum() * 0.1 for outer, inner in walls]
+    assert walls[1][1].sum() > walls[0][1].sum() + 50
+    assert thick[1] < thick[0] and thick[1] == pytest.approx(heart["bulge"][1], abs=0.3)
+
+
+def test_what_a_torso_is_told_replaces_what_it_draws():
+    ball = {"tissue": "GUT", "middle_mm": [0.0, 0.0, -40.0], "radii_mm": [30.0, 12.0, 12.0], "uptake": 3.0}
+    told = {"uptake": {"apex": 0.8}, "arms_down": True, "more": [ball | {"axes": np.eye(3).tolist()}]}
+    wide = ImageGrid((20, 40, 60), 10.0)
+    plain, changed = (patient(9, grid=wide, told=t) for t in (None, told))
+    assert changed.meta["uptake"] == plain.meta["uptake"] | {"apex": 0.8} and changed.meta["organs"]["arms_down"]
+    assert float(changed.mu.sum()) > float(plain.mu.sum())
+    added = (changed.labels == Tissue.GUT) & (plain.labels != Tissue.GUT)
+    assert added.sum() > 5 and float(changed.activity[added].max()) > 2
+    heart = patient(3, grid=wide).meta["heart"]
+    assert patient(9, grid=wide, heart=heart).meta["heart"] == heart
+
+
 def test_the_total_does_not_depend_on_the_grid():
     coarse, fine = patient(7), patient(7, grid=ImageGrid((100, 140, 140), 2.0))
     assert float(fine.activity.sum()) / 8 == pytest.approx(float(coarse.activity.sum()), rel=0.02)
@@ -116,5 +177,5 @@ def test_impossible_patients_are_refused():
         patient(0, defects=7)
     with pytest.raises(InputError, match="sex must be"):
         patient(0, sex="x")
-    with pytest.raises(InputError, match="heart must be one of usual, dilated, hypertrophic, small or None, got"):
+    with pytest.raises(InputError, match="one of usual, dilated, hypertrophic, small, aneurysmal or None, got"):
         patient(0, heart="stiff")

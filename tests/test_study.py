@@ -13,17 +13,7 @@ from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.files import load_image, save_image
 from diffspect_nb.geometry import Scanner, dnm570c, myospect_es, tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.study import (
-    Mismatch,
-    Study,
-    central_row,
-    image_as_phantom,
-    keep_views,
-    simulate,
-    simulate_mismatched,
-    thin,
-)
-from diffspect_nb.system import SystemMatrix
+from diffspect_nb.study import Study, central_row, keep_views, simulate, thin
 
 
 @pytest.fixture(scope="module")
@@ -205,38 +195,3 @@ def test_missing_and_unwritable_folders(study, tmp_path):
     with pytest.raises(InputError, match="cannot write there"):
         study.save(tmp_path / "file" / "s")
     shutil.rmtree(folder)
-
-
-def patient(grid):
-    return torso(np.random.default_rng(12), grid)
-
-
-def test_without_mismatch_only_what_lies_beyond_the_grid_differs():
-    grid = tiny_grid()
-    made = simulate_mismatched(patient, tiny(), grid, 1e8, np.random.default_rng(0), Mismatch())
-    assert made.counts == pytest.approx(1e8, rel=1e-3)
-    model = made.system().forward(made.truth)
-    assert 0.8 < float(model.sum() / made.projections.sum()) <= 1.001  # the rest comes from beyond the grid
-    inside = image_as_phantom(patient(grid).activity, grid, patient(grid).mu)
-    alone = simulate_mismatched(inside, tiny(), grid, 1e8, np.random.default_rng(0), Mismatch())
-    model = alone.system().forward(alone.truth)
-    assert float((model - alone.projections).norm() / model.norm()) < 0.03
-
-
-@pytest.mark.slow
-def test_each_mismatch_does_what_it_says():
-    grid, rng = tiny_grid(), np.random.default_rng
-    plain = simulate_mismatched(patient, tiny(), grid, 1e7, rng(0), Mismatch())
-    scattered = simulate_mismatched(patient, tiny(), grid, 1e7, rng(0), Mismatch(scatter=0.2, scatter_pixels=2.0))
-    assert scattered.counts == pytest.approx(1.2e7, rel=1e-3) and torch.equal(scattered.truth, plain.truth)
-    wide = simulate_mismatched(patient, tiny(), grid, 1e7, rng(0), Mismatch(aperture=1.1))
-    assert float(wide.truth.sum() / plain.truth.sum()) == pytest.approx(1, abs=0.01)  # calibrated: as many photons
-    moved = simulate_mismatched(patient, tiny(), grid, 1e7, rng(0), Mismatch(ct_shift_mm=(0.0, 0.0, grid.voxel_mm)))
-    assert torch.allclose(moved.mu[1:], plain.mu[:-1], atol=1e-5) and torch.equal(moved.projections, plain.projections)
-    drawn = [Mismatch.draw(rng(i)) for i in range(200)]
-    assert all(0.9 <= m.aperture <= 1.1 and np.linalg.norm(m.ct_shift_mm) <= 8 and 0 <= m.scatter <= 0.2 for m in drawn)
-    bare, around = drawn[0].true_system(tiny(), grid, cache=False)
-    assert isinstance(bare, SystemMatrix) and around.center_mm == drawn[0].offset_mm
-    assert all(a > b for a, b in zip(around.shape, grid.shape, strict=True))
-    with pytest.raises(InputError, match="counts"):
-        simulate_mismatched(patient, tiny(), grid, 0, rng(0), Mismatch())
