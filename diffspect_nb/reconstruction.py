@@ -188,7 +188,8 @@ def views_figure(
     top = float(np.percentile(np.asarray(next(iter(shown.values()))[focus]), 99.5))
     below = {"measurement support": support.map} | (maps or {})
     below = {name: replace(m, volume=torch.where(inside, m.volume, torch.nan)) for name, m in below.items()}
-    fig = show_slices(shown, (z, y, x), top, study.grid.voxel_mm, "photons per voxel, full dose", maps=below)
+    unit, center = "photons per voxel, full dose", study.grid.center_mm
+    fig = show_slices(shown, (z, y, x), top, study.grid.voxel_mm, unit, maps=below, middle_mm=center)
     deviance = f"reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)"
     fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9)
     return fig

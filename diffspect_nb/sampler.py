@@ -363,8 +363,6 @@ class AnchoredWeights(Weights):
         chosen["anchor"] = round(max(0.004, 0.00061 * level**-1.35), 4)
         if plenty:
             chosen |= {"subsets": 10, "final_updates": round(10 * known)}
-        if steps > 15:
-            chosen["fields"] = 1  # many steps average by themselves
         return cls(**(chosen | changes))
 
 # %% ../nbs/20_sampler.ipynb #2a1926d5
