@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import WATER_PER_CM, ImageGrid, InputError
-from .footprint import compiled, in_threads, reach_pixels
+from .core import WATER_PER_CM, ImageGrid, InputError, compiled, in_threads
+from .footprint import reach_pixels
 from .geometry import Pinhole, Scanner
 
 # %% auto #0

@@ -220,9 +220,7 @@ METRICS = {"psnr_db": 1, "nrmse": -1, "ssim": 1, "defect_error": -1}  # 1: more 
 Table = dict[tuple[str, str], dict[str, float]]  # {(setting, method): {study: value}}
 
 
-def table_of(
-    rows: Sequence[dict], key: str = "psnr_db", mask: str = "heart", reference: str = "truth"
-) -> Table:
+def table_of(rows: Sequence[dict], key: str = "psnr_db", mask: str = "heart", reference: str = "truth") -> Table:
     "One metric in one region, with `best classical` and, at every setting, the full-dose images added."
     found: Table = {}
     for row in rows:

@@ -76,9 +76,7 @@ def draw_counts(rng: np.random.Generator, low: float = 4e6, high: float = 25e6) 
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def painter(
-    seed: int, heart: str | None = None, sex: str | None = None, **told: Any
-) -> Callable[[ImageGrid], Phantom]:
+def painter(seed: int, heart: str | None = None, sex: str | None = None, **told: Any) -> Callable[[ImageGrid], Phantom]:
     "The same patient on any grid; kind of heart, sex and what `torso` is told replace what `draw_patient` draws."
     drawn = draw_patient(seed, heart, sex) | told
     return lambda grid: torso(np.random.default_rng(seed), grid, **drawn)

@@ -5,9 +5,10 @@
 # %% ../nbs/00_core.ipynb #5330b49a
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['WATER_PER_CM', 'WIDTH', 'HEIGHT', 'RIGHT', 'InputError', 'check_seed', 'ImageGrid', 'Step', 'last', 'usable_device',
-           'ScaledMap', 'show_slices']
+__all__ = ['WATER_PER_CM', 'WIDTH', 'HEIGHT', 'RIGHT', 'InputError', 'check_seed', 'ImageGrid', 'Step', 'last', 'in_threads',
+           'compiled', 'usable_device', 'ScaledMap', 'show_slices']
 
 # %% ../nbs/00_core.ipynb #d80a4be7
 WATER_PER_CM = 0.154  # attenuation of water at 140.5 keV, cm⁻¹
@@ -108,6 +109,26 @@ def last(steps: Iterable[Step]) -> Step:
     if step is None:
         raise ValueError("the iterator yielded no step: ask for at least one iteration")
     return step
+
+# %% ../nbs/00_core.ipynb #b0feda87
+def in_threads(work: Callable[[int], Any], n: int) -> list:
+    "work(0) … work(n − 1), by as many threads as PyTorch uses."
+    threads = min(torch.get_num_threads(), n)
+    if threads <= 1:
+        return [work(i) for i in range(n)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, range(n)))
+
+
+def compiled(function: Callable) -> Callable:
+    "By numba, without Python's lock; kept on disk where there is a place for it."
+    import numba
+
+    how: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **how)
+    except RuntimeError:  # nowhere to keep it
+        return numba.njit(function, **how)
 
 # %% ../nbs/00_core.ipynb #6d28b3f6
 def usable_device(device: str | torch.device | None = None) -> torch.device:

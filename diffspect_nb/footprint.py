@@ -5,10 +5,9 @@
 # %% ../nbs/05_footprint.ipynb #2258a2ac
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -19,12 +18,12 @@ from numba.np.arrayobj import make_array
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from .core import ImageGrid
+from .core import ImageGrid, compiled, in_threads
 from .geometry import Pinhole, Scanner, project_points
 
 # %% auto #0
-__all__ = ['SHIFTS', 'PRUNE', 'TILE', 'COPIES', 'blur', 'acceptance', 'reach_pixels', 'footprint', 'FootprintTable',
-           'footprint_table', 'Landing', 'ViewFootprints', 'with_margin', 'in_threads', 'compiled', 'project_view',
+__all__ = ['SHIFTS', 'PRUNE', 'TILE', 'FAR', 'COPIES', 'blur', 'acceptance', 'reach_pixels', 'footprint', 'Tiles', 'first_tiles',
+           'footprint_levels', 'footprint_tiles', 'Landing', 'ViewFootprints', 'singly', 'project_view',
            'back_project_view', 'FootprintMatrix', 'footprints']
 
 # %% ../nbs/05_footprint.ipynb #df0178f3
@@ -90,14 +89,18 @@ def footprint(
 TILE = (5, 8)  # rows and columns of pixels; most footprints fit into one
 
 
-class FootprintTable(NamedTuple):
-    "All footprints of a scanner, cut into tiles; a footprint is a run of tiles, found by [level, a, b], flat."
+class Tiles(NamedTuple):
+    "Footprints cut into tiles, one footprint after another; a footprint is named by its first tile."
 
-    levels: np.ndarray  # evenly spaced depths (parallel holes; mm) or inverse depths (pinholes; 1/mm)
-    first: np.ndarray  # (levels × SHIFTS × SHIFTS + 1,): footprint e is the tiles first[e] … first[e + 1]
-    row: np.ndarray  # (tiles,) first row of a tile, pixels from the one that the ray lands on
+    number: np.ndarray  # (tiles,) uint16, of the tiles of the footprint that a tile belongs to
+    row: np.ndarray  # (tiles,) int16, first row of a tile, pixels from the one that the ray lands on
     column: np.ndarray  # likewise, first column
     weight: np.ndarray  # (tiles, *TILE) float32, share of the accepted photons
+
+
+def first_tiles(number: np.ndarray) -> np.ndarray:
+    "Where each footprint begins, from the numbers of their tiles."
+    return np.cumsum(number) - number
 
 
 def _tiles(level: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -115,16 +118,21 @@ def _tiles(level: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.bincount(shift[some], minlength=SHIFTS * SHIFTS), row, column, weight
 
 
-def footprint_table(scanner: Scanner, voxel_mm: float, depths_mm: tuple[float, float]) -> FootprintTable:
-    "Footprints at 97 depths between the two: the blur is linear in depth, the disc in 1/depth."
+def footprint_levels(scanner: Scanner, depths_mm: tuple[float, float]) -> np.ndarray:
+    "97 depths (mm) between the two, evenly spaced; of pinholes inverse depths (1/mm): the disc is linear in them."
     nearest, farthest = max(depths_mm[0], 2 * scanner.aperture_mm), depths_mm[1]
-    parallel = scanner.collimator == "parallel"
-    levels = np.linspace(nearest, farthest, 97) if parallel else np.linspace(1 / farthest, 1 / nearest, 97)
+    ends = (nearest, farthest) if scanner.collimator == "parallel" else (1 / farthest, 1 / nearest)
+    return np.linspace(*ends, 97)
+
+
+def footprint_tiles(scanner: Scanner, voxel_mm: float, levels: np.ndarray) -> tuple[Tiles, np.ndarray]:
+    "All footprints of a scanner, and the first tile of each, by [level, a, b], flat."
+    depths = levels if scanner.collimator == "parallel" else 1 / levels
     with ThreadPoolExecutor(2) as pool:
-        depths = levels if parallel else 1 / levels
         cut = list(pool.map(lambda depth: _tiles(footprint(depth, scanner, voxel_mm)), depths))
     number, row, column, weight = (np.concatenate(arrays) for arrays in zip(*cut, strict=True))
-    return FootprintTable(levels, np.concatenate([[0], np.cumsum(number)]), row, column, weight)
+    of_tile = np.repeat(number, number).astype(np.uint16)
+    return Tiles(of_tile, row.astype(np.int16), column.astype(np.int16), weight), first_tiles(number)
 
 # %% ../nbs/05_footprint.ipynb #0dffc3a2
 class Landing(NamedTuple):
@@ -133,7 +141,7 @@ class Landing(NamedTuple):
     voxel: np.ndarray  # index, flat
     row: np.ndarray  # pixel, int
     column: np.ndarray  # pixel, int
-    entry: np.ndarray  # of the footprint table: level and sub-pixel shift
+    footprint: np.ndarray  # number in the table: level and sub-pixel shift
     gain: np.ndarray  # share of the photons that the collimator lets through
 
 
@@ -156,11 +164,11 @@ def _landing(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: 
 
 # %% ../nbs/05_footprint.ipynb #f513a275
 class ViewFootprints(NamedTuple):
-    "One module's part of the system matrix: where each voxel's tiles lie; arrays of one length, sorted by tile."
+    "One module's part of the system matrix, a footprint for each voxel; arrays of one length, sorted by footprint."
 
     voxel: np.ndarray  # uint32, index, flat
-    pixel: np.ndarray  # uint32, where the tile begins on the detector with its margin, flat
-    tile: np.ndarray  # uint32, of the table
+    place: np.ndarray  # uint32, see `_places`
+    tile: np.ndarray  # uint32, the footprint's first
     gain: np.ndarray  # float32, share of the photons that the collimator lets through
 
     def part(self, i: int, n: int) -> ViewFootprints:
@@ -169,26 +177,50 @@ class ViewFootprints(NamedTuple):
         return ViewFootprints(*(a[begin:end] for a in self))
 
 
-def with_margin(pixels: tuple[int, int]) -> tuple[int, int]:
-    "Rows and columns of a detector with room all round for tiles that only touch it."
-    return pixels[0] + 2 * (TILE[0] - 1), pixels[1] + 2 * (TILE[1] - 1)
+FAR = 1 << 15  # more than a footprint can lie beside the detector, in pixels
+
+
+def _places(row: np.ndarray, column: np.ndarray, number: np.ndarray, columns: int) -> np.ndarray:
+    """Where a footprint's first tile lies. Of a single tile: its first pixel on the detector with its margin, flat.
+
+    Of several, which may lie beside the detector: row and column, each + FAR, in 16 bits."""
+    flat = (row + TILE[0] - 1) * (columns + 2 * (TILE[1] - 1)) + column + TILE[1] - 1
+    return np.where(number == 1, flat, (row + FAR) << 16 | (column + FAR))
 
 
 def _view_footprints(
-    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, table: FootprintTable
+    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray, tiles: Tiles, first: np.ndarray
 ) -> ViewFootprints:
-    "All tiles of all voxels that touch one detector."
-    landing, (rows, cols) = _landing(pinhole, scanner, points_mm, table.levels), scanner.pixels
-    begin = table.first[landing.entry]
-    n = table.first[landing.entry + 1] - begin
+    "The footprints of all voxels that touch one detector."
+    landing, (rows, cols) = _landing(pinhole, scanner, points_mm, levels), scanner.pixels
+    top, bottom, left, right = (
+        lands + extreme.reduceat(at, first)[landing.footprint]
+        for lands, at in ((landing.row, tiles.row), (landing.column, tiles.column))
+        for extreme in (np.minimum, np.maximum)
+    )
+    touching = (bottom > -TILE[0]) & (top < rows) & (right > -TILE[1]) & (left < cols)
+    order = np.flatnonzero(touching)[np.argsort(landing.footprint[touching], kind="stable")]
+    tile = first[landing.footprint]
+    place = _places(landing.row + tiles.row[tile], landing.column + tiles.column[tile], tiles.number[tile], cols)
+    found = landing.voxel, place, tile, landing.gain
+    return ViewFootprints(*(a[order].astype(kind) for a, kind in zip(found, ("u4", "u4", "u4", "f4"), strict=True)))
+
+# %% ../nbs/05_footprint.ipynb #67e6bbaa
+def singly(view: ViewFootprints, tiles: Tiles, pixels: tuple[int, int]) -> ViewFootprints:
+    "Every tile that touches the detector as if it were a footprint of its own."
+    n, (rows, columns) = tiles.number[view.tile].astype(np.int64), pixels
     which = np.repeat(np.arange(len(n)), n)
-    tile = np.arange(len(which)) + (begin - np.cumsum(n) + n)[which]
-    row, column = landing.row[which] + table.row[tile], landing.column[which] + table.column[tile]
-    touching = np.flatnonzero((row > -TILE[0]) & (row < rows) & (column > -TILE[1]) & (column < cols))
+    first = view.tile[which].astype(np.int64)
+    tile = first + np.arange(len(which)) - (np.cumsum(n) - n)[which]
+    place, stride, alone = view.place[which].astype(np.int64), columns + 2 * (TILE[1] - 1), n[which] == 1
+    row = np.where(alone, place // stride - TILE[0] + 1, (place >> 16) - FAR) + tiles.row[tile] - tiles.row[first]
+    column = np.where(alone, place % stride - TILE[1] + 1, (place & 0xFFFF) - FAR)
+    column += tiles.column[tile] - tiles.column[first]
+    touching = np.flatnonzero((row > -TILE[0]) & (row < rows) & (column > -TILE[1]) & (column < columns))
     order = touching[np.argsort(tile[touching], kind="stable")]
-    pixel = (row + TILE[0] - 1) * with_margin(scanner.pixels)[1] + column + TILE[1] - 1
-    found = landing.voxel[which], pixel, tile, landing.gain[which]
-    return ViewFootprints(*(a[order].astype(t) for a, t in zip(found, ("u4", "u4", "u4", "f4"), strict=True)))
+    flat = _places(row[order], column[order], np.ones_like(order), columns)
+    found = view.voxel[which[order]], flat, tile[order], view.gain[which[order]]
+    return ViewFootprints(*(a.astype(old.dtype) for a, old in zip(found, view, strict=True)))
 
 # %% ../nbs/05_footprint.ipynb #c1a63493
 def _tile_rows(context, builder, kind, array, start: ir.Value, step: int | ir.Value) -> list[ir.Value]:
@@ -254,60 +286,66 @@ def _tile_sum(typing, image, pixel, stride, weight, start):
 COPIES = 4  # of a detector, which take turns
 
 
-def in_threads(work: Callable[[int], Any], n: int) -> list:
-    "work(0) … work(n − 1), by as many threads as PyTorch uses."
-    threads = min(torch.get_num_threads(), n)
-    if threads <= 1:
-        return [work(i) for i in range(n)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, range(n)))
-
-
-def compiled(function: Callable) -> Callable:
-    "By numba, without Python's lock; kept on disk where there is a place for it."
-    how: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **how)
-    except RuntimeError:  # nowhere to keep it
-        return numba.njit(function, **how)
+@compiled
+def _spread(place, tile, tiles, i, rows, columns):
+    "Where the i-th tile of a footprint of several begins on the detector with its margin, flat; -1: beside it."
+    row = np.int64(place >> np.uint32(16)) - FAR + tiles.row[tile + i] - tiles.row[tile]
+    column = np.int64(place & np.uint32(0xFFFF)) - FAR + tiles.column[tile + i] - tiles.column[tile]
+    if -TILE[0] < row < rows and -TILE[1] < column < columns:
+        return (row + TILE[0] - 1) * (columns + 2 * (TILE[1] - 1)) + column + TILE[1] - 1
+    return -1
 
 
 @compiled
-def _add_tiles(image, x, voxel, pixel, tile, gain, weight, stride):
-    "Add every tile to `image`, COPIES detectors one behind the other, flat."
-    size, tile_size = image.size // COPIES, TILE[0] * TILE[1]
+def _add_tiles(image, x, view, tiles, rows, columns):
+    "Add every footprint to `image`, COPIES detectors with their margins, one behind the other, flat."
+    voxel, place, tile, gain, weight, number = view.voxel, view.place, view.tile, view.gain, tiles.weight, tiles.number
+    size, stride, n = (
+        np.uint64(image.size // COPIES),
+        np.uint64(columns + 2 * (TILE[1] - 1)),
+        np.uint64(TILE[0] * TILE[1]),
+    )
     for j in range(np.uint64(voxel.size)):
-        value = x[voxel[j]] * gain[j]
+        value, k, copy = x[voxel[j]] * gain[j], np.uint64(tile[j]), (j % np.uint64(COPIES)) * size
         if value != 0:
-            place = np.uint64(pixel[j]) + (j % np.uint64(COPIES)) * np.uint64(size)
-            start = np.uint64(tile[j]) * np.uint64(tile_size)
-            _add_tile(image, place, np.uint64(stride), value, weight, start)  # type: ignore[call-arg]
+            if number[k] == 1:
+                _add_tile(image, copy + np.uint64(place[j]), stride, value, weight, k * n)  # type: ignore[call-arg]
+            else:
+                for i in range(np.uint64(number[k])):
+                    at = _spread(place[j], k, tiles, i, rows, columns)
+                    if at >= 0:
+                        _add_tile(image, copy + np.uint64(at), stride, value, weight, (k + i) * n)  # type: ignore[call-arg]
 
 
 @compiled
-def _sum_tiles(image, x, voxel, pixel, tile, gain, weight, stride):
-    "Add what lies under every tile of `image`, a detector, flat, to its voxel in `x`."
-    tile_size = TILE[0] * TILE[1]
+def _sum_tiles(image, x, view, tiles, rows, columns):
+    "Add what lies under every footprint on `image`, a detector with its margin, flat, to its voxel in `x`."
+    voxel, place, tile, gain, weight, number = view.voxel, view.place, view.tile, view.gain, tiles.weight, tiles.number
+    stride, n = np.uint64(columns + 2 * (TILE[1] - 1)), np.uint64(TILE[0] * TILE[1])
     for j in range(np.uint64(voxel.size)):
-        start = np.uint64(tile[j]) * np.uint64(tile_size)
-        place = np.uint64(pixel[j])
-        x[voxel[j]] += gain[j] * _tile_sum(image, place, np.uint64(stride), weight, start)  # type: ignore[call-arg]
+        k, total = np.uint64(tile[j]), x[0] * 0
+        if number[k] == 1:
+            total += _tile_sum(image, np.uint64(place[j]), stride, weight, k * n)  # type: ignore[call-arg]
+        else:
+            for i in range(np.uint64(number[k])):
+                at = _spread(place[j], k, tiles, i, rows, columns)
+                if at >= 0:
+                    total += _tile_sum(image, np.uint64(at), stride, weight, (k + i) * n)  # type: ignore[call-arg]
+        x[voxel[j]] += gain[j] * total
 
 
-def project_view(view: ViewFootprints, weight: np.ndarray, x: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
+def project_view(view: ViewFootprints, tiles: Tiles, x: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
     "Expected counts (row, column) of an image x (voxels,) in one view."
-    rows, columns = with_margin(pixels)
-    images = np.zeros(COPIES * rows * columns, x.dtype)
-    _add_tiles(images, x, *view, weight.reshape(-1), columns)
-    whole = images.reshape(COPIES, rows, columns).sum(0)
-    return whole[TILE[0] - 1 :][: pixels[0], TILE[1] - 1 :][:, : pixels[1]]
+    around = tuple(n + 2 * (t - 1) for n, t in zip(pixels, TILE, strict=True))
+    images = np.zeros((COPIES, *around), x.dtype)
+    _add_tiles(images.reshape(-1), x, view, tiles, *pixels)
+    return images.sum(0)[TILE[0] - 1 : 1 - TILE[0], TILE[1] - 1 : 1 - TILE[1]]
 
 
-def back_project_view(view: ViewFootprints, weight: np.ndarray, counts: np.ndarray, x: np.ndarray) -> None:
+def back_project_view(view: ViewFootprints, tiles: Tiles, counts: np.ndarray, x: np.ndarray) -> None:
     "Add the back-projection of counts (row, column) of one view to x (voxels,)."
-    image = np.zeros(with_margin(counts.shape), x.dtype)
-    image[TILE[0] - 1 :][: counts.shape[0], TILE[1] - 1 :][:, : counts.shape[1]] = counts
-    _sum_tiles(image.reshape(-1), x, *view, weight.reshape(-1), image.shape[1])
+    image = np.pad(counts, [(t - 1, t - 1) for t in TILE])
+    _sum_tiles(image.reshape(-1), x, view, tiles, *counts.shape)
 
 # %% ../nbs/05_footprint.ipynb #48213cc5
 @dataclass(frozen=True, eq=False)
@@ -315,14 +353,14 @@ class FootprintMatrix:
     "A system matrix as a footprint times a gain for each voxel and module: what a processor multiplies with."
 
     views: tuple[ViewFootprints, ...]
-    weight: np.ndarray  # (tiles, *TILE), share of the accepted photons in each pixel of a tile
+    tiles: Tiles
     n_voxels: int
     pixels: tuple[int, int]  # rows and columns of a view
 
     @property
     def dtype(self) -> torch.dtype:
         "Floating-point type of the values."
-        return torch.from_numpy(self.weight[:0]).dtype
+        return torch.from_numpy(self.tiles.weight[:0]).dtype
 
     @property
     def device(self) -> torch.device:
@@ -332,12 +370,12 @@ class FootprintMatrix:
     @property
     def n_bytes(self) -> int:
         "Bytes that one forward and one adjoint product read."
-        return 2 * (self.weight.nbytes + sum(array.nbytes for view in self.views for array in view))
+        return 2 * sum(array.nbytes for part in (self.tiles, *self.views) for array in part)
 
     def cast(self, kind: np.dtype | type) -> FootprintMatrix:
         "With another floating-point type."
         views = tuple(view._replace(gain=view.gain.astype(kind)) for view in self.views)
-        return replace(self, views=views, weight=self.weight.astype(kind))
+        return replace(self, views=views, tiles=self.tiles._replace(weight=self.tiles.weight.astype(kind)))
 
     def of_views(self, views: list[int]) -> FootprintMatrix:
         "These views only; shares memory."
@@ -345,10 +383,9 @@ class FootprintMatrix:
 
     def attenuated(self, factors: Tensor) -> FootprintMatrix:
         "Each gain times its factor, (views, voxels)."
-        dims = factors.detach().cpu().to(self.dtype).numpy()
-        return replace(
-            self, views=tuple(v._replace(gain=v.gain * a[v.voxel]) for v, a in zip(self.views, dims, strict=True))
-        )
+        by_view = factors.detach().cpu().to(self.dtype).numpy()
+        views = (v._replace(gain=v.gain * a[v.voxel]) for v, a in zip(self.views, by_view, strict=True))
+        return replace(self, views=tuple(views))
 
     @property
     def _threads(self) -> int:
@@ -361,7 +398,7 @@ class FootprintMatrix:
 
         def product(x: np.ndarray) -> np.ndarray:
             def of_part(i: int) -> np.ndarray:
-                return np.stack([project_view(view.part(i, n), self.weight, x, self.pixels) for view in self.views])
+                return np.stack([project_view(view.part(i, n), self.tiles, x, self.pixels) for view in self.views])
 
             return sum(in_threads(of_part, n))
 
@@ -373,9 +410,9 @@ class FootprintMatrix:
 
         def product(counts: np.ndarray) -> np.ndarray:
             def of_part(i: int) -> np.ndarray:
-                x = np.zeros(self.n_voxels, self.weight.dtype)
+                x = np.zeros(self.n_voxels, self.tiles.weight.dtype)
                 for view, y in zip(self.views, counts, strict=True):
-                    back_project_view(view.part(i, n), self.weight, y, x)
+                    back_project_view(view.part(i, n), self.tiles, y, x)
                 return x
 
             return sum(in_threads(of_part, n))
@@ -385,15 +422,20 @@ class FootprintMatrix:
 
 # %% ../nbs/05_footprint.ipynb #22cd7541
 def footprints(scanner: Scanner, grid: ImageGrid) -> FootprintMatrix:
-    "The system matrix without attenuation: the tiles of all voxels in all views."
+    "The system matrix without attenuation: a footprint for each voxel in each view that sees it."
     points = grid.centers_mm()
     depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
-    table = footprint_table(scanner, grid.voxel_mm, (depths.min(), depths.max()))
+    levels = footprint_levels(scanner, (depths.min(), depths.max()))
+    tiles, first = footprint_tiles(scanner, grid.voxel_mm, levels)
     with ThreadPoolExecutor(2) as pool:
-        views = list(pool.map(lambda p: _view_footprints(p, scanner, points, table), scanner.pinholes))
-    used = np.zeros(len(table.weight), bool)
+        views = list(pool.map(lambda p: _view_footprints(p, scanner, points, levels, tiles, first), scanner.pinholes))
+    if sum(tiles.number[v.tile].sum() for v in views) < 1.3 * sum(len(v.tile) for v in views):
+        views = [singly(view, tiles, scanner.pixels) for view in views]
+        tiles, first = tiles._replace(number=np.ones_like(tiles.number)), np.arange(len(tiles.number))
+    used = np.zeros(len(tiles.number), bool)
     for view in views:
         used[view.tile] = True
-    number = (np.cumsum(used) - 1).astype(np.uint32)  # tiles that no voxel needs are left out
+    used = np.repeat(used[first], tiles.number[first])  # whole footprints; those that no voxel needs are left out
+    number = (np.cumsum(used) - 1).astype(np.uint32)
     views = [view._replace(tile=number[view.tile]) for view in views]
-    return FootprintMatrix(tuple(views), table.weight[used], len(points), scanner.pixels)
+    return FootprintMatrix(tuple(views), Tiles(*(a[used] for a in tiles)), len(points), scanner.pixels)

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import InputError, Step, last
-from .footprint import compiled
+from .core import InputError, Step, compiled, last
 from .system import Measurement, poisson_log_likelihood
 
 # %% auto #0

@@ -14,7 +14,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from .footprint import TILE, FootprintMatrix, ViewFootprints, with_margin
+from .footprint import TILE, FootprintMatrix, ViewFootprints, singly
 
 # %% auto #0
 __all__ = ['SPARE', 'SparseMatrix', 'written_out']
@@ -135,25 +135,23 @@ def _csr(row: Tensor, column: Tensor, value: Tensor, shape: tuple[int, int]) -> 
     return _sparse(crow.int(), column[order].int(), value[order], shape)
 
 
-def _entries(view: ViewFootprints, weight: Tensor, pixels: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    "Pixel, voxel and value of every entry of one view, where `weight` is."
-    voxel, begin, tile = (torch.from_numpy(a.astype(np.int64)).to(weight.device) for a in view[:3])
-    gain = torch.from_numpy(view.gain).to(weight.device)
-    stride = with_margin(pixels)[1]
-    row = (begin // stride - TILE[0] + 1)[:, None] + torch.arange(TILE[0], device=weight.device)
-    column = (begin % stride - TILE[1] + 1)[:, None] + torch.arange(TILE[1], device=weight.device)
+def _entries(view: ViewFootprints, weight: Tensor, pixels: tuple[int, int]) -> tuple[Tensor, ...]:
+    "Pixel, voxel and value of every entry of one view of single tiles, where `weight` is."
+    voxel, place, tile = (torch.from_numpy(a.astype(np.int64)).to(weight.device) for a in view[:3])
+    gain, stride = torch.from_numpy(view.gain).to(weight.device), pixels[1] + 2 * (TILE[1] - 1)
+    row = (place // stride - TILE[0] + 1)[:, None] + torch.arange(TILE[0], device=weight.device)
+    column = (place % stride - TILE[1] + 1)[:, None] + torch.arange(TILE[1], device=weight.device)
     there = ((row >= 0) & (row < pixels[0]))[:, :, None] & ((column >= 0) & (column < pixels[1]))[:, None]
     which, r, c = torch.nonzero((weight[tile] > 0) & there, as_tuple=True)
-    pixel = row[which, r] * pixels[1] + column[which, c]
-    return pixel, voxel[which], weight[tile[which], r, c] * gain[which]
+    return row[which, r] * pixels[1] + column[which, c], voxel[which], weight[tile[which], r, c] * gain[which]
 
 
 def written_out(matrix: FootprintMatrix, device: torch.device | str = "cpu") -> SparseMatrix:
     "Every entry of a matrix of footprints, on a device."
-    weight, n_pixels = torch.from_numpy(matrix.weight).to(device), matrix.pixels[0] * matrix.pixels[1]
+    weight, n_pixels = torch.from_numpy(matrix.tiles.weight).to(device), matrix.pixels[0] * matrix.pixels[1]
     by_pixel, by_voxel = [], []
     for view in matrix.views:
-        pixel, voxel, value = _entries(view, weight, matrix.pixels)
+        pixel, voxel, value = _entries(singly(view, matrix.tiles, matrix.pixels), weight, matrix.pixels)
         by_pixel.append(_csr(pixel, voxel, value, (n_pixels, matrix.n_voxels)))
         by_voxel.append(_csr(voxel, pixel, value, (matrix.n_voxels, n_pixels)))
     return SparseMatrix(tuple(by_pixel), tuple(by_voxel))

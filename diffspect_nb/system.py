@@ -24,7 +24,7 @@ from torch import Tensor
 from .attenuation import attenuation_factors
 from .core import ImageGrid, InputError
 from .files import atomic_path, cache_dir
-from .footprint import PRUNE, SHIFTS, TILE, FootprintMatrix, ViewFootprints, footprints
+from .footprint import PRUNE, SHIFTS, TILE, FootprintMatrix, Tiles, ViewFootprints, footprints
 from .geometry import Scanner
 from .sparse import SparseMatrix, written_out
 
@@ -180,7 +180,7 @@ def cache_path(scanner: Scanner, grid: ImageGrid) -> Path:
     content = {
         "scanner": scanner.to_json() | {"status": None, "name": None},
         "grid": grid.to_json(),
-        "footprint": [SHIFTS, PRUNE[scanner.collimator], TILE],
+        "footprint": [SHIFTS, PRUNE[scanner.collimator], TILE, *Tiles._fields, *ViewFootprints._fields],
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / f"system-{key}.safetensors"
@@ -201,7 +201,8 @@ def _cached(scanner: Scanner, grid: ImageGrid) -> FootprintMatrix:
 
 def _save(path: Path, built: FootprintMatrix) -> None:
     arrays = {name: np.concatenate([getattr(v, name) for v in built.views]) for name in ViewFootprints._fields}
-    arrays |= {"ends": np.cumsum([len(v.voxel) for v in built.views]), "weight": built.weight}
+    arrays |= {f"tiles.{name}": array for name, array in built.tiles._asdict().items()}
+    arrays["ends"] = np.cumsum([len(v.voxel) for v in built.views])
     with atomic_path(path) as tmp:
         save_file(arrays, tmp, metadata={name: str(zlib.crc32(array.data)) for name, array in arrays.items()})
 
@@ -216,7 +217,8 @@ def _load(path: Path, n_voxels: int, pixels: tuple[int, int]) -> FootprintMatrix
                 raise SafetensorError(f"checksum of {name} differs")
         parts = (np.split(arrays[name], arrays["ends"][:-1]) for name in ViewFootprints._fields)
         views = tuple(ViewFootprints(*view) for view in zip(*parts, strict=True))
-        return FootprintMatrix(views, arrays["weight"], n_voxels, pixels)
+        tiles = Tiles(*(arrays[f"tiles.{name}"] for name in Tiles._fields))
+        return FootprintMatrix(views, tiles, n_voxels, pixels)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
         raise InputError(
             f"{path}: the cached system matrix is damaged ({e}); delete this file and it is built again"
