@@ -28,11 +28,11 @@ from diffspect_nb.attenuation import attenuation_factors
 from diffspect_nb.cli_data import commit
 from diffspect_nb.core import ImageGrid, usable_device
 from diffspect_nb.files import read_json, write_json
-from diffspect_nb.footprint import footprints
 from diffspect_nb.geometry import dnm570c
 from diffspect_nb.mlem import mlem_steps
 from diffspect_nb.phantom import torso
 from diffspect_nb.prior import DEFAULT_PRIOR, Prior, early_and_late, intensity_scale, pretrained
+from diffspect_nb.products import FootprintMatrix
 from diffspect_nb.slice_network import fast_dtype, inner_layers
 from diffspect_nb.sparse import written_out
 from diffspect_nb.study import sample_folder, simulate, thin
@@ -121,9 +121,9 @@ def stages(device: torch.device, prior: Prior) -> Iterator[tuple[str, float, flo
     "Name, seconds and, where there is one, the least that the machine could need."
     scanner, grid, rng = dnm570c(), ImageGrid(), np.random.default_rng(900_002)
     study = thin(simulate(torso(rng, grid), scanner, 1e7, rng), 0.05, rng)
-    yield "matrix_build", seconds(lambda: footprints(scanner, grid), 1), None
+    yield "matrix_build", seconds(lambda: FootprintMatrix.build(scanner, grid), 1), None
     with tempfile.TemporaryDirectory() as folder:
-        path, built = Path(folder) / cache_path(scanner, grid).name, footprints(scanner, grid)
+        path, built = Path(folder) / cache_path(scanner, grid).name, FootprintMatrix.build(scanner, grid)
         _save(path, built)
         size = path.stat().st_size
         yield "matrix_load", seconds(lambda: _load(path, grid.n_voxels, scanner.pixels)), size / bandwidth(device)

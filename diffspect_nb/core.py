@@ -5,9 +5,11 @@
 # %% ../nbs/00_core.ipynb #5330b49a
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -110,14 +112,20 @@ def last(steps: Iterable[Step]) -> Step:
         raise ValueError("the iterator yielded no step: ask for at least one iteration")
     return step
 
-# %% ../nbs/00_core.ipynb #b0feda87
+# %% ../nbs/00_core.ipynb #c8201791
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    "Threads that wait for work; a forked process gets its own."
+    return ThreadPoolExecutor(threads)
+
+
 def in_threads(work: Callable[[int], Any], n: int) -> list:
-    "work(0) … work(n − 1), by as many threads as PyTorch uses."
+    "work(0) … work(n − 1), by as many threads as PyTorch uses, this one among them."
     threads = min(torch.get_num_threads(), n)
     if threads <= 1:
         return [work(i) for i in range(n)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, range(n)))
+    others = _pool(os.getpid(), torch.get_num_threads() - 1).map(work, range(1, n))
+    return [work(0), *others]
 
 
 def compiled(function: Callable) -> Callable:

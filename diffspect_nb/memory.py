@@ -12,22 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from .core import ImageGrid, InputError
-from .footprint import PRUNE, TILE, blur
+from .footprint import PRUNE, SINGLY, TILE, blur
 from .geometry import Scanner, project_points
 
 # %% auto #0
-__all__ = ['DRAWN', 'TILE_BYTES', 'ATTENUATED_BYTES', 'NETWORK_BYTES', 'BASE_BYTES', 'matrix_tiles', 'needed_bytes', 'free_bytes',
-           'check_memory']
+__all__ = ['DRAWN', 'TILE_BYTES', 'ATTENUATED_BYTES', 'NETWORK_BYTES', 'BASE_BYTES', 'matrix_entries', 'needed_bytes',
+           'free_bytes', 'check_memory']
 
 # %% ../nbs/24_memory.ipynb #6ec2fe4a
 DRAWN = 400  # voxels that stand for all
 
 
-def matrix_tiles(scanner: Scanner, grid: ImageGrid) -> float:
-    "About how many tiles of pixels the footprints of all voxels touch in all views."
+def matrix_entries(scanner: Scanner, grid: ImageGrid) -> float:
+    "About how many entries the matrix has: tiles of pixels, or footprints where most have several tiles."
     chosen = np.random.default_rng(0).choice(grid.n_voxels, min(DRAWN, grid.n_voxels), replace=False)
     points, sizes = grid.centers_mm()[chosen], np.array(scanner.pixels)
-    tail, tiles = np.sqrt(2 * np.log(1 / PRUNE[scanner.collimator])), 0.0
+    tail, tiles, seen_by = np.sqrt(2 * np.log(1 / PRUNE[scanner.collimator])), 0.0, 0
     for pinhole in scanner.pinholes:
         row, column, depth = project_points(points, pinhole, scanner)
         depth = np.maximum(depth, 2 * scanner.aperture_mm)
@@ -36,7 +36,8 @@ def matrix_tiles(scanner: Scanner, grid: ImageGrid) -> float:
         middle = (sizes - 1) / 2
         seen = (np.abs(np.stack([row, column], 1) - middle) < middle + reach[:, None]).all(axis=1)
         tiles += float((np.ceil(2 * reach / TILE[0]) * np.ceil(2 * reach / TILE[1]))[seen].sum())
-    return tiles * grid.n_voxels / len(chosen)
+        seen_by += int(seen.sum())
+    return (tiles if tiles < SINGLY * seen_by else seen_by) * grid.n_voxels / len(chosen)
 
 # %% ../nbs/24_memory.ipynb #81d274ea
 TILE_BYTES, ATTENUATED_BYTES = 42.0, 70.0  # per tile, at the highest moment
@@ -46,7 +47,7 @@ BASE_BYTES = 0.4e9  # of Python and its libraries
 
 def needed_bytes(scanner: Scanner, grid: ImageGrid, attenuated: bool = False, network: bool = False) -> float:
     "About what a reconstruction takes at its highest moment."
-    matrix = matrix_tiles(scanner, grid) * (ATTENUATED_BYTES if attenuated else TILE_BYTES)
+    matrix = matrix_entries(scanner, grid) * (ATTENUATED_BYTES if attenuated else TILE_BYTES)
     return BASE_BYTES + matrix + NETWORK_BYTES * grid.n_voxels * network
 
 

@@ -14,7 +14,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from .footprint import TILE, FootprintMatrix, ViewFootprints, singly
+from .footprint import TILE, ViewFootprints, singly
+from .products import FootprintMatrix
 
 # %% auto #0
 __all__ = ['SPARE', 'SparseMatrix', 'written_out']

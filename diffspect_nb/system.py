@@ -24,8 +24,9 @@ from torch import Tensor
 from .attenuation import attenuation_factors
 from .core import ImageGrid, InputError
 from .files import atomic_path, cache_dir
-from .footprint import PRUNE, SHIFTS, TILE, FootprintMatrix, Tiles, ViewFootprints, footprints
+from .footprint import PRUNE, SHIFTS, TILE, Tiles, ViewFootprints
 from .geometry import Scanner
+from .products import FootprintMatrix
 from .sparse import SparseMatrix, written_out
 
 # %% auto #0
@@ -47,7 +48,7 @@ class SystemMatrix:
         """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given.
 
         The bare matrix comes from the cache if it is there."""
-        bare = _cached(scanner, grid) if cache else footprints(scanner, grid)
+        bare = _cached(scanner, grid) if cache else FootprintMatrix.build(scanner, grid)
         system = cls(bare, grid.shape, (scanner.n_views, *scanner.pixels))
         return system if mu is None else system.attenuate(attenuation_factors(mu, scanner, grid))
 
@@ -191,7 +192,7 @@ def _cached(scanner: Scanner, grid: ImageGrid) -> FootprintMatrix:
     path = cache_path(scanner, grid)
     if path.exists():
         return _load(path, grid.n_voxels, scanner.pixels)
-    built = footprints(scanner, grid)
+    built = FootprintMatrix.build(scanner, grid)
     try:
         _save(path, built)
     except InputError as e:  # a cache saves time; without one it is only slower

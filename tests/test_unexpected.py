@@ -23,7 +23,7 @@ from diffspect_nb.dicom import read_activity, read_nm, write_nm
 from diffspect_nb.files import cached_files, load_image, load_mask, read_image, save_image, trim_cache
 from diffspect_nb.footprint import footprints
 from diffspect_nb.geometry import rotating_camera, tiny, tiny_grid
-from diffspect_nb.memory import check_memory, free_bytes, matrix_tiles
+from diffspect_nb.memory import check_memory, free_bytes, matrix_entries
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, reduced_study, simulate
 from diffspect_nb.system import SystemMatrix
@@ -135,8 +135,7 @@ def test_slices_go_where_their_vector_says(tmp_path, order):
 
 
 @pytest.mark.parametrize(
-    "cosines, flips",
-    [([1, 0, 0, 0, -1, 0], (0, 1)), ([-1, 0, 0, 0, 1, 0], (0, 2)), ([-1, 0, 0, 0, -1, 0], (1, 2))],
+    "cosines, flips", [([1, 0, 0, 0, -1, 0], (0, 1)), ([-1, 0, 0, 0, 1, 0], (0, 2)), ([-1, 0, 0, 0, -1, 0], (1, 2))]
 )
 def test_an_orientation_counts_wherever_it_stands(tmp_path, cosines, flips):
     image, _ = read_nm(recon(tmp_path, detector(ImageOrientationPatient=cosines)))
@@ -266,9 +265,7 @@ def test_frames_may_come_in_any_order(tmp_path, order):
     counts = straight.projections[order].numpy().astype("<u2").tobytes()
     head, view = ([[1] * 4 + [2] * 4, [1, 2, 3, 4] * 2][k] for k in (0, 1))
     shuffled = put(
-        PixelData=counts,
-        DetectorVector=[head[k] for k in order],
-        AngularViewVector=[view[k] for k in order],
+        PixelData=counts, DetectorVector=[head[k] for k in order], AngularViewVector=[view[k] for k in order]
     )
     study = read_projections(tomo(tmp_path, rotation(RadialPosition=[200, 201, 202, 203]), shuffled, heads=2))
     assert torch.equal(study.projections, straight.projections[order])
@@ -822,7 +819,7 @@ def test_a_format_whose_library_is_missing_is_one_line(tmp_path, capsys, monkeyp
 )
 def test_a_matrix_is_foreseen(scanner, grid):
     true = sum(len(view.voxel) for view in footprints(scanner, grid).views)
-    assert 0.6 < matrix_tiles(scanner, grid) / true < 1.6
+    assert 0.6 < matrix_entries(scanner, grid) / true < 1.6
 
 
 def test_too_large_a_study_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
