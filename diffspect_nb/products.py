@@ -134,7 +134,7 @@ def _sum_tiles(image, x, view, tiles, rows, columns):
     voxel, place, tile, gain, weight, number = view.voxel, view.place, view.tile, view.gain, tiles.weight, tiles.number
     stride, n = np.uint64(columns + 2 * (TILE[1] - 1)), np.uint64(TILE[0] * TILE[1])
     for j in range(np.uint64(voxel.size)):
-        k, total = np.uint64(tile[j]), x[0] * 0  # type: ignore[var-annotated]
+        k, total = np.uint64(tile[j]), x[0] * 0
         for i in range(np.uint64(number[k])):
             at = _spread(place[j], k, tiles, i, rows, columns)
             if at >= 0:
@@ -148,8 +148,8 @@ def _sum_single_tiles(image, x, view, weight, columns):
     voxel, place, tile, gain = view.voxel, view.place, view.tile, view.gain
     stride, n = np.uint64(columns + 2 * (TILE[1] - 1)), np.uint64(TILE[0] * TILE[1])
     for j in range(np.uint64(voxel.size)):
-        total = _tile_sum(image, np.uint64(place[j]), stride, weight, np.uint64(tile[j]) * n)  # type: ignore[call-arg]
-        x[voxel[j]] += gain[j] * total
+        at, start = np.uint64(place[j]), np.uint64(tile[j]) * n
+        x[voxel[j]] += gain[j] * _tile_sum(image, at, stride, weight, start)  # type: ignore[call-arg]
 
 
 def project_view(view: ViewFootprints, tiles: Tiles, x: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
