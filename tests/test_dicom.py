@@ -86,16 +86,16 @@ def test_the_file_has_what_the_standard_asks_of_a_reconstructed_volume(tmp_path)
 
 def test_identity_is_kept_or_left_out(tmp_path):
     source = pydicom.dcmread(write_nm(tmp_path / "source.dcm", whole_numbers(), GRID))
-    source.PatientName, source.PatientID, source.StudyID = "Doe^Jane", "4711", "S1"
+    source.PatientName, source.PatientID, source.StudyID = "Doe^Jane", "QX-4711", "S1"
     source.save_as(tmp_path / "source.dcm")
     kept = pydicom.dcmread(write_nm(tmp_path / "kept.dcm", whole_numbers(), GRID, tmp_path / "source.dcm"))
-    assert (str(kept.PatientName), kept.PatientID, kept.StudyID) == ("Doe^Jane", "4711", "S1")
+    assert (str(kept.PatientName), kept.PatientID, kept.StudyID) == ("Doe^Jane", "QX-4711", "S1")
     assert kept.StudyInstanceUID == source.StudyInstanceUID and kept.SeriesInstanceUID != source.SeriesInstanceUID
     write_nm(tmp_path / "nobody.dcm", whole_numbers(), GRID, tmp_path / "source.dcm", anonymize=True)
     nobody = pydicom.dcmread(tmp_path / "nobody.dcm")
     assert nobody.PatientIdentityRemoved == "YES" and nobody.StudyInstanceUID != source.StudyInstanceUID
     raw = (tmp_path / "nobody.dcm").read_bytes()
-    assert not [word for word in (b"Doe", b"4711", str(source.StudyInstanceUID).encode()) if word in raw]
+    assert not [word for word in (b"Doe", b"QX-4711", str(source.StudyInstanceUID).encode()) if word in raw]
 
 
 def test_measured_projections_keep_counts_angles_and_radius(acquisition):
