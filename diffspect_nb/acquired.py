@@ -152,7 +152,8 @@ def _angles_deg(heads: _Heads, start: dict[int, float], path: str | Path) -> np.
     if sense not in ("CW", "CC"):
         raise InputError(f"{path}: {tag_of('RotationDirection')} must be CW or CC, got {sense!r}")
     if not step >= 0 or np.max(np.abs([*start.values(), step])) > 720:
-        raise InputError(f"{path}: {tag_of('AngularStep')} must be >= 0°, start angles below 720°, got {step}, {start}")
+        tag = tag_of("AngularStep")
+        raise InputError(f"{path}: {tag} must be >= 0°, start angles below 720°, got {step}, {start}")
     angles = np.array([start[h] for h in heads.head]) + (1.0 if sense == "CC" else -1.0) * step * heads.view
     turned = np.sort(angles % 360)
     if len(angles) > 1 and np.diff([*turned, turned[0] + 360]).min() < 0.01:

@@ -20,7 +20,7 @@ __all__ = ['SCHEDULES', 'CEILING', 'NoiseSchedule', 'cosine_schedule', 'linear_s
 # %% ../nbs/10_diffusion.ipynb #73141b2c
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """How much noise each step adds. Tables are float64 on the CPU, indexed t = 0 … T−1; index −1 is the clean image.
+    """How much noise each step adds. Tables: float64 on the CPU, indexed t = 0 … T−1; index −1: the clean image.
 
     Raises `ValueError` unless `betas` is one-dimensional, has at least two entries and all lie inside (0, 1)."""
 
@@ -129,7 +129,7 @@ def predict_x0(x_t: Tensor, eps: Tensor, t: int | Tensor, schedule: NoiseSchedul
 
 
 def predict_eps(x_t: Tensor, x0: Tensor, t: int | Tensor, schedule: NoiseSchedule) -> Tensor:
-    "The noise in x_t if its clean image is `x0`: inverse of `predict_x0`. t = −1 has no noise and raises `ValueError`."
+    "The noise in x_t if its clean image is `x0`: inverse of `predict_x0`. t = −1 has none and raises `ValueError`."
     if bool((torch.as_tensor(t) < 0).any()):
         raise ValueError(f"t must be >= 0: a clean image holds no noise to predict, got {t}")
     return (x_t - schedule.sqrt_alpha_bar(t, x_t) * x0) / schedule.sigma(t, x_t)
@@ -206,7 +206,7 @@ def velocity(x0: Tensor, noise: Tensor, t: int | Tensor, schedule: NoiseSchedule
 def x0_from_output(
     output: Tensor, x_t: Tensor, t: int | Tensor, schedule: NoiseSchedule, predict: str = "epsilon"
 ) -> Tensor:
-    "Clean image from what the network estimates: `epsilon` or `v` = √ᾱ ε − √(1−ᾱ) x0. Shapes as in `add_noise`."
+    "Clean image from the network's output: `epsilon` or `v` = √ᾱ ε − √(1−ᾱ) x0. Shapes: see `add_noise`."
     if predict == "epsilon":
         return predict_x0(x_t, output, t, schedule)
     if predict != "v":
@@ -236,7 +236,7 @@ def variational_bound(
     t: Tensor,  # (B,), integers
     schedule: NoiseSchedule,
 ) -> Tensor:  # scalar, bits per pixel
-    "L_vlb: T times the mean over the batch of the step's Kullback–Leibler divergence; at t = 0 of −log p(x_0 | x_1)."
+    "L_vlb: T times the batch's mean of the step's Kullback–Leibler divergence; at t = 0 of −log p(x_0 | x_1)."
     log_true = schedule.look_up(schedule.log_posterior_variance, t, v)  # log β̃
     log_model = v * schedule.look_up(schedule.betas.log(), t, v) + (1 - v) * log_true  # log σ²
     squared = difference.square()

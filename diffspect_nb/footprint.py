@@ -65,7 +65,7 @@ def footprint(
 ) -> np.ndarray:  # (SHIFTS, SHIFTS, K, K), each [a, b] sums to 1
     """Share of a point's accepted photons in each pixel round the one it projects to.
 
-    Entry [a, b] is for a centre at ((a + ½)/SHIFTS − ½, (b + ½)/SHIFTS − ½) pixels from the middle of that pixel."""
+    Entry [a, b] is for a centre at ((a + ½)/SHIFTS − ½, (b + ½)/SHIFTS − ½) pixels from that pixel's middle."""
     radius, sigma = blur(depth_mm, scanner, voxel_mm)
     half = int(np.ceil(radius + 3.2 * sigma))  # the patch reaches this many pixels each way
     k, middle = 2 * half + 1, SHIFTS * (half + 1)

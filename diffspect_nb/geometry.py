@@ -144,7 +144,7 @@ def dnm570c(
 ) -> Scanner:
     """Nominal GE Discovery NM 530c/570c: 19 modules of 32 × 32 pixels.
 
-    Views 0…8 are the central row from right-anterior to left-posterior; 9…13 the row towards the feet, 14…18 towards
+    Views 0…8 are the central row, right-anterior to left-posterior; 9…13 the row towards the feet, 14…18 towards
     the head."""
     arc = LEFT_ANTERIOR_DEG + 22.5 * np.arange(-4, 5)
     angles = np.concatenate([arc, arc[::2], arc[::2]])

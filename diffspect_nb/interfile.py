@@ -135,7 +135,8 @@ def _sizes(keys: dict[str, str], path: Path) -> list[int]:
         if (n := _whole(keys, key, None, path)) not in (sizes[2], 1) and key != "number of slices":
             raise InputError(f"{path}: '{key} := {n}' does not agree with {sizes[2]} of size {sizes[:2]}")
     if min(sizes) < 1 or math.prod(sizes) > MOST_VALUES:
-        raise InputError(f"{path}: promises {math.prod(sizes)} values in {sizes[::-1]}, allowed are 1 … {MOST_VALUES}")
+        number = math.prod(sizes)
+        raise InputError(f"{path}: promises {number} values in {sizes[::-1]}, allowed are 1 … {MOST_VALUES}")
     return sizes[::-1]
 
 # %% ../nbs/32_interfile.ipynb #a5eb4a54

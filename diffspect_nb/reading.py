@@ -50,7 +50,7 @@ def _lightly_smoothed(disc: PolarMap) -> np.ndarray:  # (row, angle), per cent
 
 # %% ../nbs/35_reading.ipynb #ef05faef
 def _scale(percent: np.ndarray, normal: np.ndarray, area: np.ndarray, sd: np.ndarray | None = None) -> float:
-    "α: area-weighted median of normal ÷ map, readings left out that are abnormal (without `sd`: below 3/4 of normal)."
+    "α: area-weighted median of normal ÷ map, without abnormal readings (without `sd`: below 3/4 of normal)."
     ratio, keep = normal / np.maximum(percent, 1e-3), percent >= np.quantile(percent, 0.25)
     for _ in range(8):
         r, w = ratio[keep], area[keep]

@@ -68,7 +68,7 @@ SCANNER_RANGES = {
     "offset_mm": Range(-2.0, 2.0, "mm", "voxels against the model's, along x, y and z", "half a voxel"),
 }
 ACQUISITION_RANGES = {
-    "scatter": Range(0.05, 0.20, "of unscattered", "scattered counts", "10–20 % in real windows, less when corrected"),
+    "scatter": Range(0.05, 0.2, "of unscattered", "scattered counts", "10–20 % in real windows, less if corrected"),
     "scatter_mm": Range(25.0, 50.0, "mm", "standard deviation of the way to where a photon is scattered"),
     "breathing_mm": Range(2.0, 12.0, "mm", "from breath to breath, mostly along z"),
     "drift_mm": Range(0.0, 4.0, "mm", "crept during the scan, any way"),
@@ -334,7 +334,7 @@ def _spread(image: Tensor, voxels: float) -> Tensor:
 
 # %% ../nbs/14b_recipe.ipynb #4876347c
 def positions_mm(mismatch: Mismatch) -> np.ndarray:  # (8, 3) x, y, z; their mean is 0
-    "Where the activity is during the scan, against its mean position: breathing cos⁴, longest at the end of a breath."
+    "Where the activity is in the scan, against its mean position: breathing cos⁴, longest at the end of a breath."
     eighths = np.arange(8)
     breath, crept = np.cos(np.pi * eighths / 8) ** 4, (3 * eighths % 8) / 7 - 0.5
     return np.outer(breath - breath.mean(), mismatch.breathing_mm) + np.outer(crept, mismatch.drift_mm)

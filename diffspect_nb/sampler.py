@@ -190,7 +190,7 @@ def tv_along_z(
     iterations: int = 40,
     rho: float = 1.0,  # ADMM's penalty
 ) -> Tensor:
-    "argmin_u ½‖u − image‖² + weight·‖D_z u‖₁ by ADMM (Boyd et al. 2011); weight 0 returns the image itself."
+    "argmin_u ½‖u − image‖² + weight·‖D_z u‖₁ by ADMM (Boyd et al. 2011); weight 0: the image itself."
     if weight == 0:
         return image
     n = image.shape[0]

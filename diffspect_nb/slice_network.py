@@ -243,7 +243,7 @@ class SliceUNet(nn.Module):
         if ct_features is not None:
             h = h + ct_features.to(h.dtype)
         h = self._body(h, embedding)
-        with torch.autocast(noisy.device.type, enabled=False):  # ε is multiplied by up to 1/√ᾱ: no rounding to bfloat16
+        with torch.autocast(noisy.device.type, enabled=False):  # ε is multiplied by up to 1/√ᾱ: no bfloat16
             out = self.head(F.silu(self.norm(h.to(exact))))
         return self._unfold(out, noisy.shape[-2:])
 

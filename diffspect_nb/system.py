@@ -125,7 +125,8 @@ class SystemMatrix:
             return product(array.reshape(len(array), -1)).view(-1, *result)
         if tuple(array.shape) not in (tuple(shape), (int(np.prod(shape)),)):
             got = tuple(array.shape)
-            raise InputError(f"{what} must have shape {tuple(shape)}, its flat length, or be a stack (n, …), got {got}")
+            need = f"shape {tuple(shape)}, its flat length, or be a stack (n, …)"
+            raise InputError(f"{what} must have {need}, got {got}")
         found = product(array.reshape(1, -1))
         return found.view(-1) if array.ndim == 1 else found.view(result)
 

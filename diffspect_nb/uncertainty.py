@@ -273,7 +273,7 @@ def fit_temperature(
 ) -> float:
     """The temperature at which the interval covers `level` of all voxels.
 
-    It is that quantile of |truth − mean| ÷ σ, divided by z. Raises `InputError` where σ is zero too often to help."""
+    It is that quantile of |truth − mean| ÷ σ, divided by z. Raises `InputError` where σ is too often zero."""
     ratios = []
     for one, truth, mask in zip(spreads, truths, masks, strict=True):
         error, sigma = _compared(replace(one, temperature=1.0), truth, mask)
