@@ -124,8 +124,13 @@ def in_threads(work: Callable[[int], Any], n: int) -> list:
     threads = min(torch.get_num_threads(), n)
     if threads <= 1:
         return [work(i) for i in range(n)]
-    others = _pool(os.getpid(), torch.get_num_threads() - 1).map(work, range(1, n))
-    return [work(0), *others]
+
+    def share(first: int) -> list:
+        return [work(i) for i in range(first, n, threads)]
+
+    others = _pool(os.getpid(), torch.get_num_threads() - 1).map(share, range(1, threads))
+    shares = [share(0), *others]
+    return [shares[i % threads][i // threads] for i in range(n)]
 
 
 def compiled(function: Callable) -> Callable:

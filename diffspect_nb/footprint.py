@@ -5,13 +5,12 @@
 # %% ../nbs/05_footprint.ipynb #2258a2ac
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from .core import ImageGrid
+from .core import ImageGrid, in_threads
 from .geometry import Pinhole, Scanner, project_points
 
 # %% auto #0
@@ -125,8 +124,7 @@ def footprint_levels(scanner: Scanner, depths_mm: tuple[float, float]) -> np.nda
 def footprint_tiles(scanner: Scanner, voxel_mm: float, levels: np.ndarray) -> tuple[Tiles, np.ndarray]:
     "All footprints of a scanner, and the first tile of each, by [level, a, b], flat."
     depths = levels if scanner.collimator == "parallel" else 1 / levels
-    with ThreadPoolExecutor(2) as pool:
-        cut = list(pool.map(lambda depth: _tiles(footprint(depth, scanner, voxel_mm)), depths))
+    cut = in_threads(lambda i: _tiles(footprint(depths[i], scanner, voxel_mm)), len(depths))
     number, row, column, weight = (np.concatenate(arrays) for arrays in zip(*cut, strict=True))
     of_tile = np.repeat(number, number).astype(np.uint16)
     return Tiles(of_tile, row.astype(np.int16), column.astype(np.int16), weight), first_tiles(number)
@@ -236,8 +234,11 @@ def footprints(scanner: Scanner, grid: ImageGrid) -> Footprints:
     depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
     levels = footprint_levels(scanner, (depths.min(), depths.max()))
     tiles, first = footprint_tiles(scanner, grid.voxel_mm, levels)
-    with ThreadPoolExecutor(2) as pool:
-        views = list(pool.map(lambda p: _view_footprints(p, scanner, points, levels, tiles, first), scanner.pinholes))
+
+    def of_view(i: int) -> ViewFootprints:
+        return _view_footprints(scanner.pinholes[i], scanner, points, levels, tiles, first)
+
+    views = in_threads(of_view, scanner.n_views)
     if sum(tiles.number[v.tile].sum() for v in views) < SINGLY * sum(len(v.tile) for v in views):
         views = [singly(view, tiles, scanner.pixels) for view in views]
         tiles, first = tiles._replace(number=np.ones_like(tiles.number)), np.arange(len(tiles.number))

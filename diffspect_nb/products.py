@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numba
 import numpy as np
@@ -152,21 +153,23 @@ def _sum_single_tiles(image, x, view, weight, columns):
         x[voxel[j]] += gain[j] * _tile_sum(image, at, stride, weight, start)  # type: ignore[call-arg]
 
 
-def project_view(view: ViewFootprints, tiles: Tiles, x: np.ndarray, pixels: tuple[int, int]) -> np.ndarray:
+def project_view(
+    view: ViewFootprints, tiles: Tiles, single: bool, x: np.ndarray, pixels: tuple[int, int]
+) -> np.ndarray:
     "Expected counts (row, column) of an image x (voxels,) in one view."
     around = tuple(n + 2 * (t - 1) for n, t in zip(pixels, TILE, strict=True))
     images = np.zeros((COPIES, *around), x.dtype)
-    if tiles.single:
+    if single:
         _add_single_tiles(images.reshape(-1), x, view, tiles.weight, pixels[1])
     else:
         _add_tiles(images.reshape(-1), x, view, tiles, *pixels)
     return images.sum(0)[TILE[0] - 1 : 1 - TILE[0], TILE[1] - 1 : 1 - TILE[1]]
 
 
-def back_project_view(view: ViewFootprints, tiles: Tiles, counts: np.ndarray, x: np.ndarray) -> None:
+def back_project_view(view: ViewFootprints, tiles: Tiles, single: bool, counts: np.ndarray, x: np.ndarray) -> None:
     "Add the back-projection of counts (row, column) of one view to x (voxels,)."
     image = np.pad(counts, [(t - 1, t - 1) for t in TILE])
-    if tiles.single:
+    if single:
         _sum_single_tiles(image.reshape(-1), x, view, tiles.weight, counts.shape[1])
     else:
         _sum_tiles(image.reshape(-1), x, view, tiles, *counts.shape)
@@ -216,6 +219,10 @@ class FootprintMatrix:
         views = (v._replace(gain=v.gain * a[v.voxel]) for v, a in zip(self.views, by_view, strict=True))
         return replace(self, views=tuple(views))
 
+    @cached_property
+    def _single(self) -> bool:
+        return self.tiles.single
+
     @property
     def _threads(self) -> int:
         "As many as PyTorch uses, unless the work is not worth it."
@@ -227,7 +234,9 @@ class FootprintMatrix:
 
         def product(x: np.ndarray) -> np.ndarray:
             def of_part(i: int) -> np.ndarray:
-                return np.stack([project_view(view.part(i, n), self.tiles, x, self.pixels) for view in self.views])
+                return np.stack(
+                    [project_view(v.part(i, n), self.tiles, self._single, x, self.pixels) for v in self.views]
+                )
 
             return sum(in_threads(of_part, n))
 
@@ -241,7 +250,7 @@ class FootprintMatrix:
             def of_part(i: int) -> np.ndarray:
                 x = np.zeros(self.n_voxels, self.tiles.weight.dtype)
                 for view, y in zip(self.views, counts, strict=True):
-                    back_project_view(view.part(i, n), self.tiles, y, x)
+                    back_project_view(view.part(i, n), self.tiles, self._single, y, x)
                 return x
 
             return sum(in_threads(of_part, n))
