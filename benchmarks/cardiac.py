@@ -25,7 +25,7 @@ from diffspect_nb.cardiac import LeftVentricle, find_ventricle, reorient, true_v
 from diffspect_nb.cohort import FIRST_TEST, draw_counts, draw_mismatch, generator_fingerprint, held_out_study, painter
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.dicom import read_activity
-from diffspect_nb.files import atomic_path, cache_dir, load_image
+from diffspect_nb.files import atomic_path, cache_dir, load_image, read_csv
 from diffspect_nb.geometry import named_scanner
 from diffspect_nb.mlem import osem
 from diffspect_nb.polar import PolarMap, polar_map
@@ -215,7 +215,7 @@ class Table:
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+        self.rows = read_csv(path)
 
     def has(self, case: str, image: str) -> bool:
         "Whether an image of a case was measured already."

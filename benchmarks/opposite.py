@@ -6,7 +6,6 @@ contrast. Rows that the CSV has already are not computed again. At the end the p
 intervals."""
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from priors import validation_study
 from diffspect_nb import sampler
 from diffspect_nb.benchmark import interval
 from diffspect_nb.cohort import FIRST_VALIDATION
-from diffspect_nb.files import write_csv
+from diffspect_nb.files import read_csv, write_csv
 from diffspect_nb.metrics import contrast_errors, defect_regions, masks_of, psnr
 from diffspect_nb.prior import Prior, pretrained
 from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
@@ -80,7 +79,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=12)
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("opposite.csv"))
     args = parser.parse_args()
-    rows = list(csv.DictReader(args.csv.open(encoding="utf-8"))) if args.csv.exists() else []
+    rows = read_csv(args.csv)
     there, prior = {(r["patient"], r["setting"], r["choice"]) for r in rows}, pretrained("diffspect")
     for seed in range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients):
         for row in patient_rows(validation_study(seed), prior, there):

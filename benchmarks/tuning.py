@@ -7,7 +7,6 @@ At the end every choice stands with the number of patients behind it and, from t
 its paired difference to the sweep's first choice: fewer patients are an example."""
 
 import argparse
-import csv
 import json
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from priors import validation_study
 
 from diffspect_nb.benchmark import interval
 from diffspect_nb.cohort import FIRST_VALIDATION
-from diffspect_nb.files import write_csv
+from diffspect_nb.files import read_csv, write_csv
 from diffspect_nb.metrics import contrast_errors, defect_regions, masks_of, psnr
 from diffspect_nb.prior import Prior, pretrained
 from diffspect_nb.reconstruction import Beginning, beginning_steps, outcome, reconstruct
@@ -91,7 +90,7 @@ def main() -> None:
     parser.add_argument("--prior", help="instead of each walk's own")
     parser.add_argument("--only", nargs="*", choices=list(SWEEPS), default=list(SWEEPS), help="sweeps to run")
     args = parser.parse_args()
-    rows = list(csv.DictReader(args.csv.open(encoding="utf-8"))) if args.csv.exists() else []
+    rows = read_csv(args.csv)
     there = {(r["patient"], r["sweep"], r["change"], r["setting"]) for r in rows}
     priors = {name: pretrained(args.prior or name) for name in {kind.prior for kind, *_ in SWEEPS.values()}}
     for seed in range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import errno
 import json
 import math
@@ -30,7 +31,7 @@ from .core import ImageGrid, InputError
 __all__ = ['CACHE_GB', 'CACHED', 'IN_USE_S', 'STALE_S', 'FULL_OR_FAILED', 'MOST_JSON_BYTES', 'MOST_VOXELS', 'TO_MM', 'LPS',
            'ALONG', 'EDGE_MM', 'OFFER', 'cache_dir', 'cache_limit', 'cached_files', 'trim_cache', 'atomic_path',
            'atomic_folder', 'write_json', 'read_json', 'reading', 'read_nifti', 'upright', 'interpolated', 'save_image',
-           'read_image', 'check_same_grid', 'on_grid', 'load_image', 'load_mask', 'write_csv']
+           'read_image', 'check_same_grid', 'on_grid', 'load_image', 'load_mask', 'write_csv', 'read_csv']
 
 # %% ../nbs/01_files.ipynb #127eef65
 def cache_dir() -> Path:
@@ -425,3 +426,9 @@ def write_csv(path: str | Path, rows: Sequence[dict]) -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    "The rows of a table, as text; none where there is no table yet."
+    with open(path, newline="", encoding="utf-8") if path.exists() else io.StringIO() as file:
+        return list(csv.DictReader(file))
