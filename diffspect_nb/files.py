@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import errno
+import io
 import json
 import math
 import os
