@@ -27,6 +27,7 @@ from .prior import Prior
 from .reconstruction import reconstruction_steps
 from .sampler import Weights
 from .study import Study, reduced
+from .surroundings import surrounded
 
 # %% auto #0
 __all__ = ['COUNTS', 'VIEWS', 'Method', 'LAST_CLASSICAL', 'CLASSICAL', 'FULL_DOSE', 'METRICS', 'Table', 'LABELS', 'guided',
@@ -47,7 +48,7 @@ def guided(prior: Prior, weights_for: Callable[[Study], Weights] | None = None) 
 
     def method(study: Study) -> Iterator[Step]:
         weights = weights_for(study) if weights_for else None
-        yield from reconstruction_steps(study, weights, prior, measurement=study.measurement(prior.device))
+        yield from reconstruction_steps(study, weights, prior)
 
     return method
 
@@ -68,7 +69,7 @@ class Patient:
         "Raises `InputError` on a study without truth."
         if study.truth is None:
             raise InputError(f"{name}: a benchmark needs the truth")
-        references = {"truth": study.truth, "full-dose MLEM-50": mlem(study.measurement(), 50)}
+        references = {"truth": study.truth, "full-dose MLEM-50": mlem(surrounded(study).measurement(), 50)}
         masks = {} if study.heart is None else {"heart": study.heart}  # all of it, also where few modules look
         masks |= {"field of view": masks_of(study)["field of view"]}
         return cls(study, name, masks, references, defect_regions(study), images)
@@ -130,7 +131,7 @@ def same_views(study: Study, settings: Sequence[str]) -> list[dict[str, Study]]:
     "The study at each setting, grouped by the views that are left: {setting: acquisition}."
     groups: dict[tuple[int, ...], dict[str, Study]] = {}
     for setting in settings:
-        acquired = reduced(study, setting, study.meta.get("seed", 0))
+        acquired = surrounded(reduced(study, setting, study.meta.get("seed", 0)))
         groups.setdefault(tuple(acquired.views or ()), {})[setting] = acquired
     return list(groups.values())
 

@@ -40,6 +40,7 @@ from .reconstruction import MeasurementSupport, measurement_support, reconstruct
 from .sampler import AnchoredWeights, PaperWeights, Weights, settings_of, weights_from_json
 from .slice_network import SliceUNet
 from .study import Study, reduced_study, sample_folder, study_hashes
+from .surroundings import surrounded
 
 if TYPE_CHECKING:
     from diffspect_nb.probe import Probe
@@ -218,7 +219,7 @@ def iterated(args: argparse.Namespace, study: Study) -> Done:
     passes = CLASSICAL[args.method] if args.iterations is None else args.iterations
     if passes < 1:
         raise InputError(f"--iterations must be at least 1, got {passes}")
-    measurement = study.measurement(args.device)
+    measurement = surrounded(study, args.device).measurement(args.device)
     subsets = 1 if args.method == "mlem" else subset_count(len(study.views or ()))
     image = last(mlem_steps(measurement, passes, n_subsets=subsets, likelihood=False)).image
     support = measurement_support(measurement, image)
@@ -309,7 +310,7 @@ def run_probe(args: argparse.Namespace) -> None:
         raise InputError(f"{args.region}: the region is empty, not a single voxel of it is above 0")
     filled = filled_from_around(image, region) if args.level is None else torch.where(region, args.level, image)
     dose = study.count_fraction
-    found = probe_region(study.measurement(), image * dose, region, filled * dose)
+    found = probe_region(surrounded(study).measurement(), image * dose, region, filled * dose)
     _write_probe(out, folder, found, (image, filled, region), study.grid)
 
 
@@ -364,7 +365,7 @@ def oracle_rivals(study: Study, steps: Sequence[Step]) -> list[dict]:
 def run_demo(args: argparse.Namespace) -> None:
     "`diffspect demo [--out DIR]`"
     out, full = writable(args.out), Study.load(sample_folder())
-    study = reduced_study(full, 0.05, None, args.seed)
+    study = surrounded(reduced_study(full, 0.05, None, args.seed))
     print(f"sample study: {full.counts:,.0f} counts in {len(full.views or ())} views; kept {study.counts:,.0f} (5 %)")
     started = time.perf_counter()
     measurement = study.measurement()

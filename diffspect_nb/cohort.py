@@ -52,13 +52,22 @@ from diffspect_nb.recipe import (
 )
 from .slice_network import relative_to_water
 from .study import Study, central_row, keep_views, simulate, thin
+from diffspect_nb.surroundings import (
+    ASKED_SHARE,
+    ENOUGH_VIEWS,
+    MARGIN_MM,
+    PASSES,
+    counts_from_beyond,
+    shell_factors,
+    shell_matrix,
+)
 from .system import Measurement, SystemMatrix, cache_path
 
 # %% auto #0
 __all__ = ['FIRST_VALIDATION', 'FIRST_TEST', 'SHARED_SEED', 'TERRITORIES', 'USUAL_DEFECT', 'FILE_VERSION', 'KEPT', 'UNUSUAL',
            'Job', 'draw_mismatch', 'draw_counts', 'painter', 'held_out_study', 'training_study', 'simulated_study',
-           'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'activity_of', 'Seen',
-           'seen_by_network', 'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort',
+           'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'activity_of', 'modelled_shell',
+           'Seen', 'seen_by_network', 'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort',
            'job_groups', 'make_missing', 'load_patients']
 
 # %% ../nbs/15_cohort.ipynb #cd724659
@@ -182,14 +191,15 @@ def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
 
 # %% ../nbs/15_cohort.ipynb #5fd73e7a
 @lru_cache(maxsize=1)
-def _bare_system(scanner: Scanner, grid: ImageGrid, device: str | torch.device) -> SystemMatrix:
-    return SystemMatrix.build(scanner, grid).to(device)
+def _bare_systems(scanner: Scanner, grid: ImageGrid, device: str | torch.device) -> tuple[SystemMatrix, SystemMatrix]:
+    "Of the grid, and of the shell around it."
+    return SystemMatrix.build(scanner, grid).to(device), shell_matrix(scanner, grid).to(device)
 
 
 def modelled_system(study: Study, device: str | torch.device = "cpu") -> SystemMatrix:
     "`study.system` of all views, on a device where the bare matrix stays from patient to patient."
     assert study.mu is not None
-    bare = _bare_system(study.scanner, study.grid, device)
+    bare, _ = _bare_systems(study.scanner, study.grid, device)
     return bare.attenuate(attenuation_factors(study.mu.to(device), study.scanner, study.grid))
 
 
@@ -197,6 +207,13 @@ def activity_of(study: Study) -> Tensor:  # (z, y, x)
     "A simulated study's truth in units of normal myocardium."
     assert study.truth is not None
     return study.truth / study.meta["photons_per_activity"]
+
+
+def modelled_shell(study: Study, device: str | torch.device = "cpu") -> SystemMatrix:
+    "Likewise of what lies beyond the grid (see `shell_matrix`)."
+    assert study.mu is not None
+    _, bare = _bare_systems(study.scanner, study.grid, device)
+    return bare.attenuate(shell_factors(study.mu, study.scanner, study.grid).to(device))
 
 # %% ../nbs/15_cohort.ipynb #45c53506
 @dataclass(frozen=True)
@@ -211,10 +228,12 @@ class Seen:
 
 def seen_by_network(study: Study, seed: int, device: str | torch.device = "cpu") -> list[Seen]:
     "The eight acquisitions of a training patient; those of the same views are reconstructed as one stack."
-    system, found = modelled_system(study, device), []
+    system, shell, found = modelled_system(study, device), modelled_shell(study, device), []
     for group in acquisitions(study, np.random.default_rng([seed, 2])):
-        counts, views = torch.stack([s.projections for s in group]), group[0].views or ()
-        images, n = early_and_late(Measurement(system.keep_views(views), counts)), len(views)
+        counts, views = torch.stack([s.projections for s in group]), group[0].views
+        measured, n = Measurement(system.keep_views(views), counts), len(views)
+        measured = replace(measured, background=counts_from_beyond(measured, shell.keep_views(views)))
+        images = early_and_late(measured)
         for s, first, second in zip(group, *images, strict=True):
             dose = s.count_fraction
             scale = intensity_scale(first / dose, study.grid, n)
@@ -266,7 +285,7 @@ def generator_fingerprint() -> str:
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
     ranges = [(r.low, r.high) for r in (PATIENT_RANGES | SCANNER_RANGES | ACQUISITION_RANGES).values()]
     rule = Mismatch.draw(np.random.default_rng(0)), ranges, SHARES, DEFECTS, KINDS
-    seen = EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM
+    seen = EARLY_UPDATES, LATE_UPDATES, RECOVERY, HEART_MM, AROUND_MM, MARGIN_MM, PASSES, ASKED_SHARE, ENOUGH_VIEWS
     return hashlib.sha256(b"".join([*rounded, repr((rule, seen)).encode()])).hexdigest()
 
 # %% ../nbs/15_cohort.ipynb #1d4822de

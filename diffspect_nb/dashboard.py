@@ -29,6 +29,7 @@ from diffspect_nb.reconstruction import (
     write_result,
 )
 from .study import Study, reduced_study
+from .surroundings import surrounded
 from .viewer import VolumeViewer, focus_of
 
 # %% auto #0
@@ -136,7 +137,7 @@ class ReconstructionDashboard(Dashboard):
             self._set_focus(full)
         if self._data is None or self._data[0] != wish.data_key:
             kept = wish.acquisition
-            study = reduced_study(self._loaded[1], kept.counts, kept.views, kept.seed)
+            study = surrounded(reduced_study(self._loaded[1], kept.counts, kept.views, kept.seed))
             self._data, self._begun = (wish.data_key, study), None
             self._show_study(study)
         return self._data[1]

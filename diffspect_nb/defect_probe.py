@@ -17,6 +17,7 @@ from .metrics import Regions, defect_contrast, regions_of
 from .phantom import Phantom
 from .prior import Prior, early_and_late, intensity_scale
 from .study import Study
+from .surroundings import surrounded
 
 # %% auto #0
 __all__ = ['LEVELS', 'AIM', 'SIGHTS', 'Shown', 'shown_phantom', 'shown_study', 'given_back', 'probe_rows', 'mean_error']
@@ -46,7 +47,7 @@ def shown_phantom(name: str, phantom: Phantom) -> Shown:
 def shown_study(name: str, study: Study) -> Shown:
     "A simulated acquisition with its early and late image, all in the scale that a reconstruction would find."
     assert study.truth is not None
-    early, late = (image / study.count_fraction for image in early_and_late(study.measurement()))
+    early, late = (image / study.count_fraction for image in early_and_late(surrounded(study).measurement()))
     scale = intensity_scale(early, study.grid, len(study.views))
     defects = regions_of(study.meta["phantom"]["heart"], study.meta["defects"], study.grid)
     return Shown(name, study.truth * scale, (study.mu, early * scale, late * scale), defects)

@@ -23,6 +23,7 @@ from .mlem import osem
 from .phantom import Phantom, dilate, torso
 from .recipe import simulate_mismatched
 from .study import Study, reduced, simulate
+from .surroundings import surrounded
 from .system import Measurement
 
 # %% auto #0
@@ -188,7 +189,7 @@ def defect_shape(sick: Phantom, healthy: Phantom, blur_voxels: float = 1.5) -> T
 
 def quick_image(study: Study) -> Tensor:  # (z, y, x), full-dose photons
     "Twelve passes of OSEM."
-    return osem(study.measurement(), 12) / study.count_fraction
+    return osem(surrounded(study).measurement(), 12) / study.count_fraction
 
 # %% ../nbs/23_probe.ipynb #24ebf48e
 def probe_pair(
@@ -244,7 +245,7 @@ def _acquired(seed: int, patient: dict[str, Phantom], scanner: Scanner, grid: Im
 
 def _probed(low: Study, image: Tensor, shape: Tensor, regions: tuple[Tensor, Tensor]) -> dict[str, Probe]:
     "Both questions about the defect in an image in full-dose photons."
-    measurement, acquired = low.measurement(), image * low.count_fraction
+    measurement, acquired = surrounded(low).measurement(), image * low.count_fraction
     wall = float(image[regions[1]].mean()) * low.count_fraction
     without_shape = probe_region(measurement, acquired, shape < 1, acquired / shape)
     return {"shape": without_shape, "region": probe_region(measurement, acquired, regions[0], wall)}

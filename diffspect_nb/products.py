@@ -213,6 +213,16 @@ class FootprintMatrix:
         "These views only; shares memory."
         return replace(self, views=tuple(self.views[v] for v in views))
 
+    def of_voxels(self, keep: np.ndarray) -> FootprintMatrix:
+        "Only the voxels that `keep` (voxels,), bool, says; they are numbered anew."
+        number = np.cumsum(keep, dtype=np.uint32) - np.uint32(1)
+
+        def kept(view: ViewFootprints) -> ViewFootprints:
+            there = ViewFootprints(*(a[keep[view.voxel]] for a in view))
+            return there._replace(voxel=number[there.voxel])
+
+        return replace(self, views=tuple(map(kept, self.views)), n_voxels=int(keep.sum()))
+
     def attenuated(self, factors: Tensor) -> FootprintMatrix:
         "Each gain times its factor, (views, voxels)."
         by_view = factors.detach().cpu().to(self.dtype).numpy()

@@ -26,6 +26,7 @@ from .mlem import mlem_steps
 from .prior import EARLY_UPDATES, Prior, intensity_scale, pretrained
 from .sampler import AnchoredWeights, Denoise, PaperWeights, Weights, anchored_walk, paper_walk
 from .study import Study
+from .surroundings import surrounded
 from .system import Measurement, poisson_deviance
 
 # %% auto #0
@@ -97,10 +98,10 @@ def _passes(study: Study, weights: Weights) -> tuple[int, int]:
 def beginning_steps(
     study: Study,
     weights: Weights,
-    measurement: Measurement | None = None,  # of exactly this study; default: its own
+    measurement: Measurement | None = None,  # of exactly this study; default: its own, `surrounded`
 ) -> Generator[Step, None, Beginning]:
     "OSEM or MLEM up to x_in, images in full-dose photons; the generator's return value is the `Beginning`."
-    measurement = measurement or study.measurement()
+    measurement = measurement or surrounded(study).measurement()
     passes, subsets = _passes(study, weights)
     for step in mlem_steps(measurement, passes, n_subsets=subsets, likelihood=False):
         if step.index == EARLY_UPDATES // subsets:
@@ -123,8 +124,10 @@ def reconstruction_steps(
     started, dose = time.perf_counter(), study.count_fraction
     weights = weights or AnchoredWeights.for_study(study)
     own = None if denoise else prior or pretrained(weights.prior)
-    if own:
-        measurement = (measurement or study.measurement()).to(own.device)
+    if not beginning:
+        device = own.device if own else "cpu"
+        measurement = measurement or surrounded(study, device).measurement(device)
+        measurement = measurement.to(device) if own else measurement
     passes = 0 if beginning else _passes(study, weights)[0]
     beginning = beginning or (yield from beginning_steps(study, weights, measurement))
     scale = intensity_scale(beginning.early / dose, study.grid, len(study.views))

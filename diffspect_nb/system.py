@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse
@@ -30,16 +31,34 @@ from .products import FootprintMatrix
 from .sparse import SparseMatrix, written_out
 
 # %% auto #0
-__all__ = ['SystemMatrix', 'adjoint_gap', 'cache_path', 'poisson_log_likelihood', 'poisson_deviance', 'Measurement', 'matrix_of']
+__all__ = ['Kept', 'SystemMatrix', 'adjoint_gap', 'cache_path', 'poisson_log_likelihood', 'poisson_deviance', 'Measurement',
+           'matrix_of']
 
 # %% ../nbs/06_system.ipynb #14a73782
+class Kept(Protocol):
+    "How the numbers of a system matrix are kept: what it needs of them."
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def n_bytes(self) -> int: ...
+    def forward(self, images: Tensor) -> Tensor:  # (n, voxels) → (n, bins)
+        ...
+    def adjoint(self, projections: Tensor) -> Tensor:  # (n, bins) → (n, voxels)
+        ...
+    def of_views(self, views: list[int]) -> Kept: ...
+    def attenuated(self, factors: Tensor) -> Kept: ...  # factors are (views, voxels)
+
+
 @dataclass(frozen=True, eq=False)
 class SystemMatrix:
     """Probability that a photon emitted in voxel j is detected in bin k.
 
     `forward` and `adjoint` take a shaped or a flat tensor, or a stack of shaped ones, and answer in kind."""
 
-    kept: FootprintMatrix | SparseMatrix  # how the numbers are kept
+    kept: Kept  # how the numbers are kept
     image_shape: tuple[int, int, int]  # (z, y, x)
     proj_shape: tuple[int, int, int]  # (view, row, column)
 
@@ -156,14 +175,13 @@ class SystemMatrix:
         return {}
 
 # %% ../nbs/06_system.ipynb #7b3d9bf5
-def _moved(
-    kept: FootprintMatrix | SparseMatrix, device: torch.device, dtype: torch.dtype
-) -> FootprintMatrix | SparseMatrix:
+def _moved(kept: Kept, device: torch.device, dtype: torch.dtype) -> Kept:
     "On another device, of another type; away from the processor footprints are written out."
     if isinstance(kept, FootprintMatrix):
         if device.type == "cpu":
             return kept.cast(np.float64 if dtype == torch.float64 else np.float32)
         kept = written_out(kept, device)
+    assert isinstance(kept, SparseMatrix)  # of several parts each is moved by itself
     return kept.to(device, dtype)
 
 # %% ../nbs/06_system.ipynb #2dc4fca7

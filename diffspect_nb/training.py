@@ -30,8 +30,8 @@ from .slice_network import SliceUNet, UNetConfig, fast_dtype, inner_layers
 from .volume_network import VolumeConfig, VolumeUNet
 
 # %% auto #0
-__all__ = ['BOUNDS', 'COUNTED', 'NAMED', 'STATE', 'CHECKPOINT', 'TrainConfig', 'Batch', 'batch_of', 'importance', 'learning_rate',
-           'Run', 'update', 'TrainStep', 'train', 'save_run', 'provenance_of', 'resume']
+__all__ = ['BOUNDS', 'COUNTED', 'WALKED', 'NAMED', 'STATE', 'CHECKPOINT', 'TrainConfig', 'Batch', 'batch_of', 'importance',
+           'learning_rate', 'Run', 'update', 'TrainStep', 'train', 'save_run', 'provenance_of', 'resume']
 
 # %% ../nbs/16_training.ipynb #e8899f95
 BOUNDS = {  # of what a training may be told
@@ -42,11 +42,13 @@ BOUNDS = {  # of what a training may be told
     "cooldown": (0, 1),
     "scale_jitter": (0, 2),
     "unusual": (0, 1),
+    "walk_share": (0, 1),
     "heart_weight": (0, 1000),
     "defect_weight": (0, 1000),
     "outside_weight": (0, 1000),
 }
 COUNTED = ("n_studies", "steps", "batch", "scanners")  # whole numbers from 1
+WALKED = (20, 600)  # noise levels where the anchored walk of most acquisitions takes its steps
 NAMED = {"label": ("mlem50", "truth"), "schedule": tuple(SCHEDULES)}
 
 
@@ -70,6 +72,7 @@ class TrainConfig:
     heart_weight: float = 4.0  # importance of voxels in the heart region (volume network)
     defect_weight: float = 0.0  # k: importance × (1 + k · share of activity that a defect took) (volume network)
     outside_weight: float = 0.2  # importance of voxels that too few modules see (volume network)
+    walk_share: float = 0.0  # share of examples at noise levels `WALKED` alone; the others are at any
     scale_jitter: float = 0.1  # standard deviation of log scale
     vlb_weight: float = 1e-3
     schedule: str = "cosine"  # cosine | linear
@@ -139,6 +142,8 @@ def batch_of(patients: Patients, config: TrainConfig, step: int, n_levels: int, 
     jitter = torch.exp(config.scale_jitter * torch.randn(n, 1, 1, 1, 1, generator=random)).to(device)
     with_ct = (torch.rand(n, 1, 1, 1, 1, generator=random) >= config.ct_dropout).to(device)
     ct = patients.ct[who].float()[:, None] * with_ct
+    walked = torch.rand(n, generator=random) < config.walk_share
+    t = torch.where(walked, torch.randint(*WALKED, (n,), generator=random), t)
     weight = None
     if isinstance(config.network, UNetConfig):
         where = torch.randint(patients.label.shape[1], (n,), generator=random)

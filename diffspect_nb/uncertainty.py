@@ -32,6 +32,7 @@ from .prior import Prior, pretrained
 from .reconstruction import Beginning, beginning_steps, outcome, reconstruct
 from .sampler import AnchoredWeights, Denoise, Weights
 from .study import Study
+from .surroundings import surrounded
 from .system import SystemMatrix, cache_path
 
 # %% auto #0
@@ -60,7 +61,7 @@ class Walks:
     def beginning(self) -> Beginning:
         "The classical images that all walks through the same counts set out from."
         device = self.prior.device if self.prior and not self.denoise else "cpu"
-        return outcome(beginning_steps(self.study, self.weights, self.study.measurement(device)))
+        return outcome(beginning_steps(self.study, self.weights, surrounded(self.study, device).measurement(device)))
 
     def sample(self, number: int) -> Tensor:  # (z, y, x), full-dose photons
         "The image at the end of walk `number`; the same for the same seed and number, whatever ran before."
