@@ -39,6 +39,7 @@ setup(
     package_data={
         "diffspect_nb": [
             "weights/*.safetensors",
+            "weights/*.json",
             "normals/*.safetensors",
             "static/*.js",
             "static/*.css",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffspect_nb
+from .cli_tune import tune_options
 
 if TYPE_CHECKING:
     from diffspect_nb.sampler import Weights
@@ -372,6 +373,11 @@ COMMANDS = {
         "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.",
         "cli_data.run_benchmark_command",
         benchmark_options,
+    ),
+    "tune": Command(
+        "Choose a walk's weights on validation patients, by decibels and by defects; resumable.",
+        "cli_tune.run_tune",
+        tune_options,
     ),
     "dashboard": Command(
         "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only).",

@@ -20,6 +20,7 @@ from .diffusion import CEILING, NoiseSchedule, add_noise, cosine_schedule, ddim_
 from .mlem import anchored_em, mlem
 from .study import Study
 from .system import Measurement
+from .tables import interpolated, shipped_table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -352,17 +353,11 @@ class AnchoredWeights(Weights):
 
     @classmethod
     def for_level(cls, count_level: float, view_share: float = 1.0, **changes: Any) -> Self:
-        """The fewer the counts, the tighter the prior's hold; the fewer counts or views, the earlier the start.
-
-        From half the dose on more updates from the counts."""
-        level = float(np.clip(count_level, 0.005, 1))
-        known = float(np.clip(count_level * view_share, 0.005, 1))
-        plenty = known > 0.4
-        steps, end = changes.get("steps", 9 if plenty else cls.steps), changes.get("end", cls.end)
-        chosen: dict[str, Any] = {"steps": steps, "start": max(round(260 * known**-0.25), end + steps - 1)}
-        chosen["anchor"] = round(max(0.004, 0.00061 * level**-1.35), 4)
-        if plenty:
-            chosen |= {"subsets": 10, "final_updates": round(10 * known)}
+        "The shipped table's weights (see `shipped_table`), interpolated between its count levels and views."
+        share = float(np.clip(view_share, 1e-3, 1))
+        chosen = interpolated(shipped_table(cls.method)["weights"], min(count_level / share, 1.0), share)
+        chosen = {k: round(v) if isinstance(getattr(cls, k), int) else float(f"{v:.4g}") for k, v in chosen.items()}
+        chosen["start"] = max(chosen["start"], changes.get("end", cls.end) + changes.get("steps", chosen["steps"]) - 1)
         return cls(**(chosen | changes))
 
 # %% ../nbs/20_sampler.ipynb #2a1926d5
