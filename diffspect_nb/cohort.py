@@ -402,11 +402,12 @@ def make_missing(cohort: Cohort, label: str, workers: int, device: str | torch.d
     SystemMatrix.build(named_scanner(cohort.scanner), cohort.grid)  # into the cache, once
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        paths = {job: cohort.path(*job) for job in missing}
         running = {pool.submit(_make_all, cohort, group, device) for group in groups}
         while running:
             done, running = wait(running, timeout=1.0)
-            complete = [job for job in missing if cohort.path(*job).exists()]
-            missing = [job for job in missing if job not in complete]
+            complete = [job for job, path in paths.items() if path.exists()]
+            paths = {job: path for job, path in paths.items() if job not in complete}
             yield from (seed for seed, _ in complete)
             for finished in done:
                 finished.result()

@@ -162,6 +162,7 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
         return torch.float32
     try:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = native and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # ONEDNN_MAX_CPU_ISA may forbid it
     except AttributeError:  # the question is younger than this PyTorch
         native = False
     return torch.bfloat16 if native else torch.float32

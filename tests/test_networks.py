@@ -1,9 +1,13 @@
 "The two networks and their denoisers: shapes, conditioning, gradients, size, and that it can learn."
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 from diffspect_nb.core import WATER_PER_CM
 from diffspect_nb.diffusion import add_noise, cosine_schedule, hybrid_loss
@@ -216,3 +220,17 @@ def test_a_recording_works_on_its_own_memory():
     answer = double.output
     double.replay()
     assert answer.tolist() == [10, 12]
+
+
+def test_a_processor_told_to_do_without_bfloat16_does():
+    "oneDNN would emulate it, many times slower than float32."
+    code = "from diffspect_nb.slice_network import fast_dtype; print(fast_dtype('cpu'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert done.stdout.strip() == "torch.float32"

@@ -33,7 +33,7 @@ from diffspect_nb.prior import DEFAULT_PRIOR, Prior, load_checkpoint, network_co
 from diffspect_nb.recipe import Mismatch
 from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import keep_views
-from diffspect_nb.training import TrainConfig, batch_of, learning_rate, train
+from diffspect_nb.training import WALKED, TrainConfig, batch_of, learning_rate, train
 from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
 
 NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
@@ -191,6 +191,13 @@ def test_batches_depend_on_seed_and_step_alone(cohort):
         assert float((ct.flatten(1).abs().sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.05)
     blind = (first.inputs[0][:, 1:].flatten(1).abs().sum(1) == 0).float().mean()
     assert float(blind) == pytest.approx(0.2, abs=0.07) and float(first.weight.mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_share_of_the_examples_dwells_where_walks_work(cohort):
+    config = replace(VOLUMES, batch=400, walk_share=0.5)
+    t = batch_of(cohort.load("truth"), config, 1, 1000, SUPPORT).t
+    inside = ((t >= WALKED[0]) & (t < WALKED[1])).float().mean()
+    assert float(inside) == pytest.approx(0.5 + 0.5 * (WALKED[1] - WALKED[0]) / 1000, abs=0.07) and t.max() > 900
 
 
 def test_defects_weigh_more_by_what_they_took(cohort):
