@@ -2,10 +2,10 @@
 
 `python benchmarks/paper_walk.py [--patients 4] [--csv benchmarks/paper_walk.csv] [--prior NAME] [--only GROUP …]`
 `--patients 2` is the quick form. Each row is one variant at one setting for one patient: PSNR against full-dose MLEM-50
-(the paper's reference) and against the truth, in the heart and in the field of view, the reduced deviance and the
-seconds of the walk on this machine. The corrections are shown on the sample study, all else on validation patients;
-rows that the CSV has already are not computed again. At the end every variant stands with its paired difference to the
-group's first: the range of fewer than three patients, else a 95 % interval."""
+(the paper's reference) and against the truth, in the heart and in the field of view, the reduced deviance, and the
+seconds of the walk, by the clock and of all threads together. The corrections are shown on the sample study, all else
+on validation patients; rows that the CSV has already are not computed again. At the end every variant stands with its
+paired difference to the group's first: the range of fewer than three patients, else a 95 % interval."""
 
 import argparse
 import time
@@ -29,6 +29,7 @@ from diffspect_nb.prior import EARLY_UPDATES, Prior, pretrained
 from diffspect_nb.reconstruction import Beginning, beginning_steps, measurement_support, outcome, reconstruct
 from diffspect_nb.sampler import PaperWeights, fitted_lambda_dps, fitted_lambda_mlem
 from diffspect_nb.study import Study, reduced, sample_folder
+from diffspect_nb.surroundings import surrounded
 
 FIRST = {"start": 999, "ancestral": 0, "final_updates": 0, "jacobian": "identity"}
 ALONE = {"lambda_dps": 0.0, "lambda_mlem": 0.0, "tv_weight": 0.0}
@@ -49,8 +50,9 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "start term alone, from 800": FREE | ALONE | {"start": 800},
 }
 JACOBIANS: dict[str, dict[str, Any]] = {"identity": FREE, "network": {}, INPUT: {}}
+KNOBS = ("lambda_dps", "lambda_mlem", "tv_weight")
 SLIDERS: dict[str, dict[str, Any]] = {"as published": FREE}
-SLIDERS |= {f"{name} × {by:g}": FREE | {name: by} for name in ("lambda_dps", "lambda_mlem", "tv_weight") for by in (0.5, 2)}
+SLIDERS |= {f"{name} × {by:g}": FREE | {name: by} for name in KNOBS for by in (0.5, 2)}
 SLIDERS |= {f"steps = {n}": FREE | {"steps": n} for n in (12, 50)}
 SLIDERS |= {"MLEM at every 10th step": FREE | {"mlem_interval": 10}, "all steps DDIM": FREE | {"ancestral": 0}}
 SLIDERS |= {f"last MLEM updates = {k}": FREE | {"final_updates": k} for k in (0, 1, 5)}
@@ -86,40 +88,43 @@ def image_of(study: Study, beginning: Beginning, prior: Prior, group: str, varia
 
 def patient_rows(full: Study, name: str, group: str, prior: Prior, there: set[tuple[str, ...]]) -> Iterator[dict]:
     "Rows of one group for one patient that are not there."
+    wanted = {s: [v for v in GROUPS[group] if (name, s, group, v) not in there] for s in SETTINGS}
+    if not any(wanted.values()):
+        return
+    full = replace(full, reference=mlem(surrounded(full).measurement(), 50))
     places, references = masks_of(full), references_of(full)
-    for setting in SETTINGS:
-        todo = [v for v in GROUPS[group] if (name, setting, group, v) not in there]
+    for setting, todo in wanted.items():
         low = reduced(full, setting, int(full.meta.get("seed", 0)))
         beginning = begun(low) if todo else None
         for variant in todo:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             image, deviance = image_of(low, beginning, prior, group, variant)
             row = {"patient": name, "setting": setting, "group": group, "variant": variant}
-            row |= {"seconds": time.perf_counter() - started, "reduced_deviance": deviance}
+            row |= {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
+            row |= {"reduced_deviance": deviance}
             for reference, target in references.items():
                 row |= {f"{place}, {reference}": psnr(image, target, mask) for place, mask in places.items()}
             yield row
 
 
+def gain(found: dict[str, dict], first: dict[str, dict], column: str) -> str:
+    "Mean of a column, and its paired difference to the first variant."
+    values = {patient: float(row[column]) for patient, row in found.items()}
+    told = f"{column} {np.mean(list(values.values())):.2f}"
+    apart = [v - float(first[patient][column]) for patient, v in values.items() if patient in first]
+    return told + (" {:+.2f} ({:+.2f} … {:+.2f})".format(*interval(apart)) if apart and found != first else "")
+
+
 def show(rows: list[dict]) -> None:
     "Every variant: its means, and how far it is from its group's first, patient by patient."
-    columns = [c for c in rows[0] if "truth" in c or "MLEM-50" in c] if rows else []
-    print("dB:", ", ".join(columns))
-    for group, variants in GROUPS.items():
-        for setting in SETTINGS:
-            known = {v: {r["patient"]: r for r in rows if (r["group"], r["setting"], r["variant"]) == (group, setting, v)}
-                     for v in variants}  # fmt: skip
-            first = next(iter(known.values()))
-            for variant, found in known.items():
-                if not found:
-                    continue
-                told = [f"{np.mean([float(r[c]) for r in found.values()]):6.2f}" for c in columns]
-                for c in (c for c in columns if variant != next(iter(variants))):
-                    mean, low, high = interval([float(r[c]) - float(first[p][c]) for p, r in found.items() if p in first])
-                    told.append(f"{mean:+.2f} ({low:+.2f} … {high:+.2f})")
-                means = (np.mean([float(r[c]) for r in found.values()]) for c in ("reduced_deviance", "seconds"))
-                print(f"{group} | {setting} | {variant} | {len(found)} patient(s) |", *told,
-                      "| deviance {:.2f} | {:.0f} s".format(*means))  # fmt: skip
+    table: dict[tuple[str, str], dict[str, dict[str, dict]]] = {}
+    for r in rows:
+        table.setdefault((r["group"], r["setting"]), {}).setdefault(r["variant"], {})[r["patient"]] = r
+    for where, variants in table.items():
+        for variant, found in variants.items():
+            first = variants.get(next(iter(GROUPS[where[0]])), {})
+            columns = [c for c in rows[0] if c.startswith(("heart", "field", "reduced", "cpu"))]
+            print(*where, variant, f"{len(found)} patient(s)", *(gain(found, first, c) for c in columns), sep=" | ")
 
 
 def main() -> None:
@@ -132,8 +137,9 @@ def main() -> None:
     rows, prior = read_csv(args.csv), pretrained(args.prior)
     keys = ("patient", "setting", "group", "variant")
     there = {tuple(r[k] for k in keys) for r in rows if r["prior"] == args.prior}
-    about = {"prior": args.prior, "threads": torch.get_num_threads(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
-    validation = {str(s): partial(validation_study, s) for s in range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients)}
+    about = {"prior": args.prior, "threads": torch.get_num_threads(), "commit": commit(), "date": time.strftime("%F")}
+    seeds = range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients)
+    validation = {str(seed): partial(validation_study, seed) for seed in seeds}
     for group in args.only:
         studies = {"sample": lambda: Study.load(sample_folder())} if group == "corrections" else validation
         for name, study_of in studies.items():
