@@ -131,11 +131,11 @@ class PaperWeights(Weights):
 
     lambda_dps: float = described(
         fitted_lambda_dps(0.05), "λ_dps", "", 0, 10, "share by which a step moves the estimate towards x_in",
-        "eq. 10; fit in II.C.2, default at C = 5 %", step=0.005,
+        "eq. 10; fit in II.C.2, default at C = 5 %", shown=(0, 0.6), step=0.005,
     )  # fmt: skip
     lambda_mlem: float = described(
         fitted_lambda_mlem(0.05), "λ_mlem", "", 0, 1, "share of the estimate that MLEM updates replace",
-        "eq. 12; fit in II.C.3, default at C = 5 %", step=0.005,
+        "eq. 12; fit in II.C.3, default at C = 5 %", shown=(0, 0.6), step=0.005,
     )  # fmt: skip
     tv_weight: float = described(
         0.02, "λ_TV", "myocardium = 1", 0, 10, "smoothing between neighbouring slices",
@@ -146,7 +146,7 @@ class PaperWeights(Weights):
     )
     start: int = described(
         960, "T", "noise level", 0, 999, "noise level of the first step", "II.C.4; levels 960, 920, … 0: DDPET-3D's code",
-        shown=(100, 999),
+        shown=(0, 999),
     )  # fmt: skip
     mlem_interval: int = described(
         1, "k", "steps", 1, 1000, "MLEM is inserted at every k-th step, counted back from the last",
