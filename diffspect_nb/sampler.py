@@ -145,8 +145,8 @@ class PaperWeights(Weights):
         25, "N", "", 1, 1000, "noise levels visited; the first asks the network twice", "II.D", shown=(1, 50)
     )
     start: int = described(
-        960, "T", "noise level", 0, 999, "noise level of the first step", "II.C.4; levels 960, 920, … 0: DDPET-3D's code",
-        shown=(0, 999),
+        960, "T", "noise level", 0, 999, "noise level of the first step",
+        "II.C.4; levels 960, 920, … 0: DDPET-3D's code", shown=(0, 999),
     )  # fmt: skip
     mlem_interval: int = described(
         1, "k", "steps", 1, 1000, "MLEM is inserted at every k-th step, counted back from the last",

@@ -1,6 +1,6 @@
 """Numbers of the sample study that a rebuilding must not change: MLEM, OSEM, both walks, probe and polar map.
 
-`reference.json` holds them as commits 26f9517 and 1b3c69d made them, in float32 (bfloat16 differs
+`reference.json` says which commits made them, in float32 (bfloat16 differs
 from processor to processor)."""
 
 import json
