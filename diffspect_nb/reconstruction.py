@@ -22,7 +22,7 @@ import diffspect_nb
 from .core import ScaledMap, Step, show_slices
 from .files import atomic_folder, save_image, write_json
 from .geometry import field_of_view
-from .mlem import mlem_steps
+from .mlem import mlem_steps, osem, subset_count
 from .prior import EARLY_UPDATES, Prior, intensity_scale, pretrained
 from .sampler import AnchoredWeights, Denoise, PaperWeights, Weights, anchored_walk, paper_walk
 from .study import Study
@@ -78,7 +78,7 @@ class Beginning:
     "The classical images that walks with the same `iterations` and `input_subsets` set out from."
 
     measurement: Measurement
-    early: Tensor  # (z, y, x), after EARLY_UPDATES image updates, photons of this acquisition
+    early: Tensor  # (z, y, x), OSEM after EARLY_UPDATES image updates, photons of this acquisition
     late: Tensor  # x_in, likewise
 
 # %% ../nbs/21_reconstruction.ipynb #ea3aba6b
@@ -107,6 +107,9 @@ def beginning_steps(
         if step.index == EARLY_UPDATES // subsets:
             early = step.image
         yield Step(step.index, passes + weights.steps, step.image / study.count_fraction)
+    usual = subset_count(len(study.views))
+    if subsets != usual:  # the intensity scale comes from an early OSEM image, whatever x_in is
+        early = osem(measurement, EARLY_UPDATES // usual, usual)
     return Beginning(measurement, early, step.image)
 
 # %% ../nbs/21_reconstruction.ipynb #4ef67386

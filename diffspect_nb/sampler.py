@@ -132,11 +132,11 @@ class PaperWeights(Weights):
 
     lambda_dps: float = described(
         fitted_lambda_dps(0.05), "λ_dps", "", 0, 10, "share by which a step moves the estimate towards x_in",
-        "eq. 10; fit in II.C.2, default at C = 5 %", step=0.005,
+        "eq. 10; fit in II.C.2, default at C = 5 %", shown=(0, 0.6), step=0.005,
     )  # fmt: skip
     lambda_mlem: float = described(
         fitted_lambda_mlem(0.05), "λ_mlem", "", 0, 1, "share of the estimate that MLEM updates replace",
-        "eq. 12; fit in II.C.3, default at C = 5 %", step=0.005,
+        "eq. 12; fit in II.C.3, default at C = 5 %", shown=(0, 0.6), step=0.005,
     )  # fmt: skip
     tv_weight: float = described(
         0.02, "λ_TV", "myocardium = 1", 0, 10, "smoothing between neighbouring slices",
@@ -145,19 +145,30 @@ class PaperWeights(Weights):
     steps: int = described(
         25, "N", "", 1, 1000, "noise levels visited; the first asks the network twice", "II.D", shown=(1, 50)
     )
-    start: int = described(999, "T", "noise level", 0, 999, "noise level of the first step", "II.C.4", shown=(0, 999))
+    start: int = described(
+        960, "T", "noise level", 0, 999, "noise level of the first step",
+        "II.C.4; levels 960, 920, … 0: DDPET-3D's code", shown=(0, 999),
+    )  # fmt: skip
     mlem_interval: int = described(
-        1, "k", "steps", 1, 1000, "MLEM is inserted at every k-th step",
+        1, "k", "steps", 1, 1000, "MLEM is inserted at every k-th step, counted back from the last",
         "II.C.3 has every 10 of 1000 diffusion steps, 2 to 3 of 25", shown=(1, 25),
     )  # fmt: skip
     mlem_updates: int = described(1, "J", "", 1, 100, "MLEM updates per insertion", "eq. 12", shown=(1, 10))
+    final_updates: int = described(
+        0, "K", "", 0, 1000, "MLEM updates of the finished image, after the last pull to x_in; none if λ_mlem is 0",
+        "ours: the whole of 10 C", shown=(0, 20),
+    )  # fmt: skip
     jacobian: str = described(
         "network", "∂x̂0/∂x_t", "", 0, 0, "network: back-propagated; identity: that of a perfect denoiser",
         "eq. 10; identity is ours", choices=("network", "identity"),
     )  # fmt: skip
-    eta: float = described(
-        0.0, "η", "", 0, 1, "0: DDIM, 1: as random as DDPM, with the learned variance", "Song et al. 2021, eq. 16",
-        step=0.05,
+    ancestral: int = described(
+        5, "m", "steps", 0, 1000, "every m-th step draws from eq. 8, the others are DDIM; 0: none, 1: all",
+        "DDPET-3D's code; not in the paper", shown=(0, 10),
+    )  # fmt: skip
+    variance: str = described(
+        "learned", "σ²", "", 0, 0, "of ancestral steps; learned: the network's; posterior: its lower bound β̃",
+        "eq. 8", choices=("learned", "posterior"),
     )  # fmt: skip
     iterations: int = described(50, "n", "", 12, 1000, "MLEM iterations behind x_in", "eq. 11", shown=(12, 100))
     seed: int = described(0, "seed", "", 0, 2**63 - 1, "of all noise", "", shown=(0, 1000))
@@ -169,11 +180,11 @@ class PaperWeights(Weights):
 
     @classmethod
     def for_level(cls, count_level: float, view_share: float = 1.0, **changes: Any) -> Self:
-        "As published for count level C; the share of views is in C already."
+        "As published for count level C, which holds the share of views, but for the last MLEM updates."
         if not 0 < count_level <= 1.5:
             raise InputError(f"count_level must be detected ÷ full-dose counts, in (0, 1.5], got {count_level}")
-        fits = {"lambda_dps": fitted_lambda_dps(count_level), "lambda_mlem": fitted_lambda_mlem(count_level)}
-        return cls(**(fits | changes))
+        chosen = {"lambda_dps": fitted_lambda_dps(count_level), "lambda_mlem": fitted_lambda_mlem(count_level)}
+        return cls(**(chosen | {"final_updates": int(10 * count_level)} | changes))
 
 # %% ../nbs/20_sampler.ipynb #b7a69b6c
 FLOOR = 1e-3  # smallest value an EM update starts from, in the network's intensity scale
@@ -262,7 +273,7 @@ def _step(i: int, t: int, levels: list[int], image: Tensor, measurement: Measure
 # %% ../nbs/20_sampler.ipynb #a18e91ea
 @torch.no_grad()
 def paper_walk(
-    denoise: Denoise,  # may offer `with_variance(x, t) → (x̂0, v)` for η > 0
+    denoise: Denoise,  # may offer `with_variance(x, t) → (x̂0, v)` for ancestral steps
     measurement: Measurement,
     x_in: Tensor,  # (z, y, x), photons of this acquisition
     scale: float,  # from those photons to the network's intensity scale
@@ -280,30 +291,34 @@ def paper_walk(
     back_propagate = weights.lambda_dps > 0 and weights.jacobian == "network"
 
     def one_step(x: Tensor, i: int, t: int, t_next: int, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        random = noise is not None
         with torch.set_grad_enabled(back_propagate):
             x_t = x.detach().requires_grad_(back_propagate)
-            seen, v = _estimate(denoise, x_t, t, with_variance=weights.eta > 0)  # 3
+            seen, v = _estimate(denoise, x_t, t, with_variance=random and weights.variance == "learned")  # 3
         x0 = seen.detach()
-        eps = predict_eps(x, x0, t, schedule)
-        if weights.lambda_mlem > 0 and i % weights.mlem_interval == 0:
+        eps = None if random else predict_eps(x, x0, t, schedule)  # None: the posterior mean of eq. 4
+        if weights.lambda_mlem > 0 and (weights.steps - i) % weights.mlem_interval == 0:
             x0 = insert_mlem(x0, measurement, scale, weights)  # 4 [12]
         x0 = tv_along_z(x0.clamp_max(CEILING), weights.tv_weight)  # 5 [9]
-        x_next = ddim_step(x, x0, eps, (t, t_next), schedule, weights.eta, noise, v)  # 6 [7]
+        x_next = ddim_step(x, x0, eps, (t, t_next), schedule, float(random), noise, v)  # 6 [7, 8]
         if weights.lambda_dps > 0:
             x_next = pull_towards(x_next, target, seen, x_t, (t, t_next), schedule, weights)  # 7 [10]
         return x_next.detach(), x0
 
     levels = timesteps(weights.steps, weights.start, schedule)
     x = add_noise(target, next(shared), levels[0], schedule)  # 1
-    for i, (t, t_next) in enumerate(pairwise([*levels, -1])):  # 2
-        started, noise = time.perf_counter(), next(fresh) if weights.eta > 0 else None
+    for i, (t, t_next) in enumerate(pairwise([*levels, -1]), 1):  # 2
+        started, random = time.perf_counter(), weights.ancestral > 0 and i % weights.ancestral == 0
+        noise = next(fresh) if random else None
         x_next, x0 = one_step(x, i, t, t_next, noise)
-        if i == 0:  # 8
+        if i == 1:  # 8
             other = one_step(add_noise(target, next(shared), t, schedule), i, t, t_next, noise)
             x_next, x0 = (x_next + other[0]) / 2, (x0 + other[1]) / 2
         x = x_next
         image = (x if t_next < 0 else x0).clamp_min(0) / scale
-        yield _step(i + 1, t, levels, image, measurement, started)
+        if t_next < 0 and weights.lambda_mlem > 0 and weights.final_updates > 0:  # 9
+            image = mlem(measurement, weights.final_updates, start=image)
+        yield _step(i, t, levels, image, measurement, started)
 
 
 def _estimate(denoise: Denoise, x_t: Tensor, t: int, with_variance: bool) -> tuple[Tensor, Tensor | None]:

@@ -44,12 +44,15 @@ class UNetConfig:
     groups: int = 8  # of channels normalised together
     embedding: int = 256  # length of the vector that carries t and the slice number
     head_width: int = 64  # channels of an attention head at the coarsest resolution
+    ct_entry: str = "branch"  # CT through convolutions of its own | "beside" x_t in the first one, as the paper has it
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(self.widths))
         check_shape(self, "n_slices", "patch", "blocks", "groups", "embedding", "head_width")
         if self.widths[-1] % self.head_width:
             raise ValueError(f"head_width must divide the last of widths, {self.widths[-1]}, got {self.head_width}")
+        if self.ct_entry not in ("branch", "beside"):
+            raise ValueError(f"ct_entry must be 'branch' or 'beside', got {self.ct_entry!r}")
         if self.embedding % 4:
             raise ValueError(f"embedding must be a multiple of 4, got {self.embedding}")
 
@@ -192,7 +195,8 @@ class SliceUNet(nn.Module):
         self.register_buffer("weights", slice_weights(config.n_slices), persistent=False)
         self.embed = embedder(2 * config.embedding, config.embedding)
         self.ct_wide = nn.Conv2d(config.n_slices * pixels, widths[0], 3, padding=1, bias=False)
-        self.ct_mix = nn.Conv2d(widths[0], widths[0], 1, bias=False)
+        if config.ct_entry == "branch":
+            self.ct_mix = nn.Conv2d(widths[0], widths[0], 1, bias=False)
         self.stem = nn.Conv2d(pixels, widths[0], 3, padding=1)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
@@ -218,7 +222,8 @@ class SliceUNet(nn.Module):
         if ct.ndim != 4 or ct.shape[1] != self.config.n_slices:
             raise ValueError(f"ct must be (B, {self.config.n_slices}, H, W), got {tuple(ct.shape)}")
         weighted = self.weights[slice_index][:, :, None, None] * ct
-        return self.ct_mix(F.silu(self.ct_wide(self._fold(weighted))))
+        features = self.ct_wide(self._fold(weighted))
+        return self.ct_mix(F.silu(features)) if self.config.ct_entry == "branch" else features
 
     def forward(
         self,

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ from diffspect_nb.volume_network import VolumeConfig, VolumeDenoiser, VolumeUNet
 SMALL = UNetConfig(n_slices=6, widths=(16, 32), blocks=1, embedding=32, head_width=16)
 
 
-@pytest.fixture
-def awake() -> SliceUNet:
+@pytest.fixture(params=["branch", "beside"])
+def awake(request) -> SliceUNet:
     "A small network whose zero-initialised layers have been stirred, so that everything has an effect."
     torch.manual_seed(0)
-    net = SliceUNet(SMALL)
+    net = SliceUNet(replace(SMALL, ct_entry=request.param))
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -108,7 +109,28 @@ def test_a_small_network_learns_a_small_set():
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
 
 
-@pytest.mark.parametrize("field, value", [("widths", (10,)), ("blocks", 0), ("embedding", 30), ("head_width", 50)])
+def test_beside_is_one_convolution_of_the_slice_and_the_whole_ct():
+    "Twice the CT is twice its share of the first layer; through a branch of its own it is not."
+    ct, where = torch.rand(1, 6, 12, 12), torch.tensor([2])
+    for entry, linear in (("beside", True), ("branch", False)):
+        net = SliceUNet(replace(SMALL, patch=1, ct_entry=entry))
+        one, two = net.ct_features(ct, where), net.ct_features(2 * ct, where)
+        assert torch.allclose(2 * one, two, atol=1e-6) is linear
+    kernel = SliceUNet(replace(SMALL, patch=1, ct_entry="beside"))
+    far = torch.zeros(1, 6, 12, 12)
+    far[0, 5, 6, 6] = 1.0  # slice 2 sees slice 5 at weight 1/2
+    seen = kernel.ct_features(far, where)[0, :, 6, 6]
+    torch.testing.assert_close(seen, 0.5 * kernel.ct_wide.weight[:, 5, 1, 1])
+
+
+def test_a_configuration_made_before_the_option_has_a_branch():
+    old = {k: v for k, v in SMALL.to_json().items() if k != "ct_entry"}
+    assert UNetConfig.from_json(old) == SMALL and SMALL.ct_entry == "branch"
+
+
+@pytest.mark.parametrize(
+    "field, value", [("widths", (10,)), ("blocks", 0), ("embedding", 30), ("head_width", 50), ("ct_entry", "above")]
+)
 def test_impossible_configurations_name_the_field(field, value):
     with pytest.raises(ValueError, match=field):
         UNetConfig(**{field: value})

@@ -1,6 +1,6 @@
 """Numbers of the sample study that a rebuilding must not change: MLEM, OSEM, both walks, probe and polar map.
 
-`reference.json` holds them as commits 26f9517 and 1b3c69d made them, in float32 (bfloat16 differs
+`reference.json` says which commits made them, in float32 (bfloat16 differs
 from processor to processor)."""
 
 import json
@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from diffspect_nb import slice_network, volume_network
+from diffspect_nb.metrics import masks_of, psnr
 from diffspect_nb.mlem import mlem, osem
 from diffspect_nb.polar import polar_map
 from diffspect_nb.prior import pretrained
 from diffspect_nb.probe import ball, probe_region
-from diffspect_nb.reconstruction import reconstruct
+from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
 from diffspect_nb.sampler import AnchoredWeights, PaperWeights
 from diffspect_nb.study import Study, reduced_study, sample_folder
 
@@ -89,3 +90,16 @@ def test_the_papers_walk(setting, sample, float32):
     same(numbers(done.image, sample.heart), name, "paper short")
     same(done.support.reduced, name, "paper short deviance", 5e-3)  # its yardstick is one draw of counts
     same(done.scale, name, "paper short scale")
+
+
+@pytest.mark.slow
+def test_what_the_start_alone_keeps_of_x_in(sample):
+    "No pull, no counts, no TV: from 999 nothing is left of x_in; from 960 a heart; from 800 nearly all."
+    low, heart = reduced_study(sample, 0.05, None, seed=0), masks_of(sample)["heart"]
+    alone, prior = {"steps": 12, "lambda_dps": 0.0, "lambda_mlem": 0.0, "tv_weight": 0.0}, pretrained("mlem50")
+    beginning = outcome(beginning_steps(low, PaperWeights(**alone)))
+    found = {"x_in": psnr(beginning.late / low.count_fraction, sample.truth, heart)}
+    for start in (999, 960, 800):
+        image = reconstruct(low, PaperWeights(start=start, **alone), prior, beginning=beginning).image
+        found[start] = psnr(image, sample.truth, heart)
+    assert found[960] > found[999] + 10 and found[960] > found["x_in"] - 6 and found[800] > found["x_in"] - 3, found

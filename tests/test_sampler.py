@@ -71,7 +71,7 @@ def walk(measurement, x_in, weights, denoise=None):
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-@pytest.mark.parametrize("changes", [OFF, {}, {"eta": 0.5}, {"jacobian": "identity", "mlem_interval": 3}])
+@pytest.mark.parametrize("changes", [OFF, {}, {"ancestral": 1}, {"jacobian": "identity", "mlem_interval": 3}])
 def test_the_papers_walk_asks_once_per_step_and_once_more(measurement, x_in, steps, changes):
     denoise = Counted()
     walk(measurement, x_in, PaperWeights(steps=steps, **changes), denoise)
@@ -141,22 +141,119 @@ def test_fresh_noise_converges_to_the_priors_mean_as_the_closed_form_says(measur
     assert spreads[2] == pytest.approx(spreads[0] / 3, rel=0.1)  # and a third one has no opposite
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(measurement, eta):
+@pytest.mark.parametrize("ancestral", [0, 1])
+def test_a_known_gaussian_prior_is_sampled_with_its_mean_and_variance(measurement, ancestral):
     """Without randomness the average of two starts halves the variance of one start; fresh noise restores it.
 
     m varies from slice to slice, which share their starting noise."""
     shape = measurement.system.image_shape
     mean = 2 + torch.linspace(0, 1, shape[0]).reshape(-1, 1, 1).expand(shape)
-    deviation, weights = 0.3, PaperWeights(steps=250, eta=eta, seed=3, **OFF)
+    deviation, weights = 0.3, PaperWeights(steps=250, ancestral=ancestral, seed=3, **OFF)
     drawn = last(paper_walk(gaussian(mean, deviation), measurement, torch.zeros(shape), 1.0, weights)).image - mean
-    n = shape[1] * shape[2] * (shape[0] if eta else 1)
+    n = shape[1] * shape[2] * (shape[0] if ancestral else 1)
     assert float(drawn.mean()) == pytest.approx(0, abs=5 * deviation / n**0.5 + 0.01)
-    assert float(drawn.std()) == pytest.approx(deviation if eta else deviation / 2**0.5, rel=0.05 if eta else 0.12)
+    wanted, rel = (deviation, 0.05) if ancestral else (deviation / 2**0.5, 0.12)
+    assert float(drawn.std()) == pytest.approx(wanted, rel=rel)
+
+
+class GaussianPrior:
+    """Activity ~ N(2, 0.3²) in every voxel: the exact denoiser, and the exact variance of a step down its levels.
+
+    `steps` holds the closed form, (gain of x − √ᾱ m, variance added) of each step, random or not."""
+
+    mean, deviation = 2.0, 0.3
+
+    def __init__(self, weights):
+        self.visited, self.v, self.steps = [], {}, []
+        levels = timesteps(weights.steps, weights.start)
+        for i, (t, t_next) in enumerate(zip(levels, [*levels[1:], -1], strict=True), 1):
+            now, then = float(SCHEDULE.alpha_bar(t)), float(SCHEDULE.alpha_bar(t_next))
+            k = now**0.5 * self.deviation**2 / (now * self.deviation**2 + 1 - now)
+            if weights.ancestral == 0 or i % weights.ancestral:  # DDIM keeps the noise it found
+                found = (1 - now**0.5 * k) / (1 - now) ** 0.5
+                self.steps.append((then**0.5 * k + (1 - then) ** 0.5 * found, 0.0))
+                continue
+            beta = 1 - now / then
+            least, share = (1 - then) / (1 - now) * beta, then**0.5 * beta / (1 - now)
+            exact = least + share**2 * self.deviation**2 * (1 - now) / (now * self.deviation**2 + 1 - now)
+            if then < 1:
+                self.v[t] = np.log(exact / least) / np.log(beta / least)
+            drawn = exact if weights.variance == "learned" else least
+            back = (now / then) ** 0.5 * (1 - then) / (1 - now)
+            self.steps.append((share * k + back, drawn if then < 1 else 0.0))
+
+    def __call__(self, x, t):
+        self.visited.append(t)
+        return gaussian(self.mean, self.deviation)(x, t)
+
+    def with_variance(self, x, t):
+        return self(x, t), torch.full_like(x, self.v.get(t, 0.0))
+
+    def outcome(self, weights, x_in):
+        "Mean of the last image; variance left of the start's noise, alike in all slices; variance of fresh noise."
+        first = float(SCHEDULE.alpha_bar(weights.start))
+        mean, shared, fresh = first**0.5 * (x_in - self.mean), (1 - first) / 2, 0.0  # two starts, averaged
+        for gain, added in self.steps:
+            mean, shared, fresh = gain * mean, gain**2 * shared, gain**2 * fresh + added
+        return self.mean + mean, shared, fresh
+
+
+@pytest.mark.parametrize("variance", ["learned", "posterior"])
+@pytest.mark.parametrize("ancestral", [1, 2, 5])
+def test_ancestral_steps_add_the_variance_of_the_closed_form(measurement, ancestral, variance):
+    "What differs from slice to slice is fresh noise alone, since the start's is alike in all."
+    weights = PaperWeights(ancestral=ancestral, variance=variance, seed=4, **OFF)
+    prior, shape = GaussianPrior(weights), measurement.system.image_shape
+    image = last(paper_walk(prior, measurement, torch.full(shape, 3.0), 1.0, weights)).image
+    mean, shared, fresh = prior.outcome(weights, 3.0)
+    between = image - image.mean(0, keepdim=True)
+    assert float(image.mean()) == pytest.approx(mean, abs=5 * (shared / image[0].numel()) ** 0.5 + 0.01)
+    assert float(between.square().mean()) == pytest.approx(fresh * (1 - 1 / shape[0]), rel=0.06)
+    within = float((image.mean(0) - mean).square().mean())
+    assert within == pytest.approx(shared + fresh / shape[0], rel=0.25)  # few columns
+    if ancestral == 1 and variance == "learned":  # the exact variance at every step is the prior's at the end
+        assert shared + fresh == pytest.approx(prior.deviation**2, rel=0.02)
+
+
+def test_the_published_walk_takes_these_levels_and_draws_at_every_fifth(measurement, x_in):
+    class Told(Counted):
+        def __init__(self):
+            super().__init__()
+            self.plain, self.drawn = [], []
+
+        def __call__(self, x, t):
+            self.plain.append(t)
+            return super().__call__(x, t)
+
+        def with_variance(self, x, t):
+            self.drawn.append(t)
+            return super().__call__(x, t), torch.zeros_like(x)
+
+    told, silent = Told(), Told()
+    walk(measurement, x_in, PaperWeights(), told)
+    assert sorted(told.plain + told.drawn, reverse=True) == [960, *range(960, -1, -40)]  # the first from two starts
+    assert told.drawn == [800, 600, 400, 200, 0]
+    walk(measurement, x_in, PaperWeights(ancestral=0), silent)
+    assert not silent.drawn and len(silent.plain) == 26
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_both_jacobians_agree_where_the_denoiser_is_linear(measurement, x_in, share):
+    "x̂0 = c·x_t/√ᾱ_t has the Jacobian c·I/√ᾱ_t: the identity with weight c·λ is the same pull."
+
+    def linear(x, t):
+        return share * x / SCHEDULE.sqrt_alpha_bar(t, x)
+
+    few = {"steps": 6, "start": 500}
+    network = walk(measurement, x_in, PaperWeights(lambda_dps=0.3, **few), linear)
+    identity = PaperWeights(lambda_dps=share * 0.3, jacobian="identity", **few)
+    torch.testing.assert_close(network, walk(measurement, x_in, identity, linear), rtol=1e-3, atol=1e-3)
+    other = PaperWeights(lambda_dps=0.1, jacobian="identity", **few)
+    assert float((network - walk(measurement, x_in, other, linear)).norm() / network.norm()) > 0.01
 
 
 def test_without_weights_it_is_the_unguided_walk_bit_for_bit(study, measurement, x_in):
-    weights = PaperWeights(steps=6, start=600, **OFF)
+    weights = PaperWeights(steps=6, start=600, ancestral=0, final_updates=3, **OFF)
     got, denoise, scale = walk(measurement, x_in, weights), Counted(), 1 / float(x_in.max())
     random, levels = torch.Generator().manual_seed(0), timesteps(6, 600, SCHEDULE)
 
@@ -218,20 +315,22 @@ def test_the_anchor_is_one_knob_at_every_dose(measurement):
 
 
 def test_the_seed_decides_and_zero_is_a_seed(measurement, x_in):
-    for weights in (AnchoredWeights(steps=4), PaperWeights(steps=4, eta=1.0)):
+    for weights in (AnchoredWeights(steps=4), PaperWeights(steps=4, ancestral=2)):
         images = [walk(measurement, x_in, dataclasses.replace(weights, seed=s)) for s in (0, 0, 1)]
         assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
 
 def test_the_counts_have_the_last_word(measurement, x_in):
-    before, after = (walk(measurement, x_in, AnchoredWeights(steps=2, final_updates=n)) for n in (0, 2))
-    torch.testing.assert_close(after, mlem(measurement, 2, start=before))
+    for kind in (AnchoredWeights, PaperWeights):
+        before, after = (walk(measurement, x_in, kind(steps=2, final_updates=n)) for n in (0, 2))
+        torch.testing.assert_close(after, mlem(measurement, 2, start=before))
 
 
-def test_the_interval_skips_insertions(measurement, x_in):
-    every, never = (walk(measurement, x_in, PaperWeights(steps=4, mlem_interval=n)) for n in (1, 1000))
-    only_first = walk(measurement, x_in, PaperWeights(steps=4, mlem_interval=4))
-    assert torch.equal(never, only_first) and not torch.equal(every, never)
+def test_the_interval_skips_insertions_but_the_last(measurement, x_in):
+    every, seldom = (walk(measurement, x_in, PaperWeights(steps=4, mlem_interval=n)) for n in (1, 1000))
+    only_last = walk(measurement, x_in, PaperWeights(steps=4, mlem_interval=4))
+    assert torch.equal(seldom, only_last) and not torch.equal(every, seldom)
+    assert not torch.equal(seldom, walk(measurement, x_in, PaperWeights(steps=4, lambda_mlem=0.0)))
 
 
 @pytest.mark.parametrize("jacobian", ["identity", "network"])
@@ -252,9 +351,11 @@ def test_the_learned_variance_is_used(measurement, x_in):
 
     quiet, loud = WithVariance(), WithVariance()
     loud.v = 1.0
-    weights = PaperWeights(steps=5, eta=1.0, **OFF)
-    assert not torch.equal(walk(measurement, x_in, weights, quiet), walk(measurement, x_in, weights, loud))
-    assert quiet.calls == loud.calls == 6
+    weights = PaperWeights(steps=5, ancestral=2, **OFF)
+    images = [walk(measurement, x_in, weights, denoise) for denoise in (quiet, loud)]
+    assert not torch.equal(*images) and quiet.calls == loud.calls == 6
+    lower = walk(measurement, x_in, dataclasses.replace(weights, variance="posterior"), loud)
+    torch.testing.assert_close(lower, images[0], rtol=1e-4, atol=1.0)  # v = 0 is β̃
 
 
 def test_closing_the_iterator_stops_the_work(measurement, x_in):
@@ -319,7 +420,9 @@ def test_fewer_counts_start_earlier_and_hold_the_prior_tighter(study):
 
 def test_papers_weights_are_its_fits():
     paper = PaperWeights.for_level(0.05)
-    assert (paper.steps, paper.start, paper.mlem_interval, paper.jacobian) == (25, 999, 1, "network")
+    assert (paper.steps, paper.start, paper.mlem_interval, paper.jacobian) == (25, 960, 1, "network")
+    assert (paper.ancestral, paper.variance) == (5, "learned")
+    assert [PaperWeights.for_level(c).final_updates for c in (0.05, 0.2, 0.52, 1.0)] == [0, 2, 5, 10]
     assert paper.lambda_dps == pytest.approx(0.0698 * np.log(0.05) + 0.3454) == fitted_lambda_dps(0.05)
     assert paper.lambda_mlem == fitted_lambda_mlem(0.05)
     for wrong in (0.0, -1.0, 2.0):
@@ -341,8 +444,10 @@ def test_every_setting_is_described_and_survives_json(kind):
 
 
 WRONG = [
-    (PaperWeights, {"lambda_mlem": 1.5}), (PaperWeights, {"tv_weight": float("nan")}), (PaperWeights, {"eta": 2}),
-    (PaperWeights, {"jacobian": "raw"}), (PaperWeights, {"steps": 2.5}), (PaperWeights, {"start": 3}),
+    (PaperWeights, {"lambda_mlem": 1.5}), (PaperWeights, {"tv_weight": float("nan")}),
+    (PaperWeights, {"ancestral": -1}), (PaperWeights, {"jacobian": "raw"}), (PaperWeights, {"steps": 2.5}),
+    (PaperWeights, {"start": 3}),
+    (PaperWeights, {"variance": "none"}), (PaperWeights, {"final_updates": -1}), (PaperWeights, {"ancestral": 2.5}),
     (PaperWeights, {"seed": -1}), (PaperWeights, {"steps": True}), (AnchoredWeights, {"steps": 0}),
     (AnchoredWeights, {"anchor": -1}), (AnchoredWeights, {"anchor": "much"}), (AnchoredWeights, {"fields": 0}),
     (AnchoredWeights, {"start": 45}), (AnchoredWeights, {"iterations": 3}),

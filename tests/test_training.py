@@ -319,6 +319,22 @@ def test_the_recipes_beside_the_benchmarks_can_be_read(name, root):
     assert TrainConfig.from_json(config.to_json()) == config and isinstance(config.network, VolumeConfig)
 
 
+def test_the_papers_prior_trains_from_its_recipe(cohort, root, tmp_path):
+    "The recipe as it stands, and a tiny network of its kind that learns a few steps and cleans with and without CT."
+    config = TrainConfig.from_json(read_json(root / "benchmarks" / "paper.json"))
+    assert TrainConfig.from_json(config.to_json()) == config and config.label == "mlem50"
+    assert config.n_studies >= 400 and config.steps >= 10_000 and config.batch >= 32
+    assert isinstance(config.network, UNetConfig) and config.network.ct_entry == "beside"
+    kind = replace(NETWORK, patch=config.network.patch, ct_entry="beside")
+    assert list(train(replace(CONFIG, steps=3, network=kind), tmp_path))[-1].index == 3
+    prior = pretrained(str(tmp_path / "checkpoint.safetensors"))
+    assert prior.net.config == kind and prior.unit == 1.0
+    noisy, mu = torch.randn(tiny_grid().shape), torch.full(tiny_grid().shape, 0.15)
+    with torch.no_grad():
+        cleaned = [prior.denoiser(given)(noisy, 500) for given in (mu, None)]
+    assert all(image.isfinite().all() for image in cleaned) and not torch.equal(*cleaned)
+
+
 def test_the_shipped_prior_is_small_and_says_where_it_comes_from():
     files = sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*"))
     assert [f.name for f in files if f.suffix != ".safetensors"] == [] and DEFAULT_PRIOR in [f.stem for f in files]
