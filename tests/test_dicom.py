@@ -19,7 +19,8 @@ import torch
 from fuzz import FILES, READERS, damaged, outcome
 
 from diffspect_nb import ct
-from diffspect_nb.acquired import focus_on, read_interfile, read_projections, read_stir_pinhole, share_inside
+from diffspect_nb.acquired import read_interfile, read_projections, read_stir_pinhole
+from diffspect_nb.chest import focus_on, share_inside
 from diffspect_nb.cli import main
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.ct import CTVolume, Placement, ct_to_mu, read_ct

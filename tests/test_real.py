@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from diffspect_nb.acquired import focus_on, read_projections, read_stir_pinhole
+from diffspect_nb.acquired import read_projections, read_stir_pinhole
+from diffspect_nb.chest import focus_on
 from diffspect_nb.cli import main
 from diffspect_nb.core import ImageGrid
 from diffspect_nb.ct import ct_to_mu
