@@ -5,6 +5,7 @@
 # %% ../nbs/05b_attenuation.ipynb #88995325
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from .footprint import reach_pixels
 from .geometry import Pinhole, Scanner
 
 # %% auto #0
-__all__ = ['check_mu', 'Rays', 'attenuation_factors']
+__all__ = ['check_mu', 'AttenuationMap', 'Rays', 'attenuation_factors']
 
 # %% ../nbs/05b_attenuation.ipynb #b5f666fb
 def check_mu(mu: Tensor, grid_shape: tuple[int, int, int], source: str = "mu") -> None:
@@ -37,6 +38,18 @@ def check_mu(mu: Tensor, grid_shape: tuple[int, int, int], source: str = "mu") -
         raise InputError(f"{source}: mu must be in cm⁻¹ ({water}), but a maximum of {high:.4g} looks like mm⁻¹")
     if high > 1:
         raise InputError(f"{source}: mu must be in cm⁻¹ (cortical bone 0.293), its maximum is {high:.4g}")
+
+# %% ../nbs/05b_attenuation.ipynb #58aa2b7d
+@dataclass(frozen=True, eq=False)
+class AttenuationMap:
+    "μ with the grid it lies on, which may reach beyond the image. Raises `InputError` as `check_mu` does."
+
+    mu: Tensor  # (z, y, x), cm⁻¹, float32
+    grid: ImageGrid
+
+    def __post_init__(self):
+        check_mu(self.mu, self.grid.shape)
+        object.__setattr__(self, "mu", torch.as_tensor(self.mu, dtype=torch.float32))
 
 # %% ../nbs/05b_attenuation.ipynb #7ea9630e
 class Rays(NamedTuple):
@@ -116,30 +129,33 @@ def _look_up(factors, path, rays, step, corner, voxel):
 
 # %% ../nbs/05b_attenuation.ipynb #27a46389
 def attenuation_factors(
-    mu: Tensor,  # attenuation map, (z, y, x), cm⁻¹
+    mu: Tensor | AttenuationMap,  # attenuation map, (z, y, x), cm⁻¹; on the image's grid unless it has its own
     scanner: Scanner,
-    grid: ImageGrid,
+    grid: ImageGrid,  # of the image
     step_mm: float = 2.0,  # sampling along depth, mm
 ) -> Tensor:  # (views, voxels), 0 … 1, float32, where mu is
     """Fraction of the photons from each voxel's centre that reaches each hole.
 
     Voxels outside a module's cone get 1: the module does not see them. Raises `InputError` where μ is not a map in
     cm⁻¹ on the grid."""
-    check_mu(mu, grid.shape)
-    mu = torch.as_tensor(mu)
-    per_mm = mu.detach().cpu().to(torch.float32).numpy() / 10
-    corner = np.array([axis[0] for axis in grid.axes_mm()[::-1]])  # centre of the first voxel; x, y, z
+    tissue = mu if isinstance(mu, AttenuationMap) else AttenuationMap(mu, grid)
+    per_mm = tissue.mu.detach().cpu().numpy() / 10
     factors = np.ones((scanner.n_views, *grid.shape), np.float32)
 
     def one_view(view: int) -> None:
         rays = _rays(scanner.pinholes[view], scanner, grid)
         depths = int(np.ceil(_farthest_mm(rays, grid) / step_mm)) + 2
         path = np.empty((rays.offsets.size, rays.offsets.size, depths), np.float32)
-        _add_up(path, per_mm, rays, step_mm, corner, grid.voxel_mm)
-        _look_up(factors[view], path, rays, step_mm, corner, grid.voxel_mm)
+        _add_up(path, per_mm, rays, step_mm, _corner_mm(tissue.grid), tissue.grid.voxel_mm)
+        _look_up(factors[view], path, rays, step_mm, _corner_mm(grid), grid.voxel_mm)
 
     in_threads(one_view, scanner.n_views)
-    return torch.from_numpy(factors).reshape(scanner.n_views, -1).to(mu.device)
+    return torch.from_numpy(factors).reshape(scanner.n_views, -1).to(tissue.mu.device)
+
+
+def _corner_mm(grid: ImageGrid) -> np.ndarray:  # (3,) x, y, z
+    "Centre of the first voxel."
+    return np.array([axis[0] for axis in grid.axes_mm()[::-1]])
 
 
 def _farthest_mm(rays: Rays, grid: ImageGrid) -> float:

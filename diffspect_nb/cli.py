@@ -215,7 +215,7 @@ def import_options(sub: argparse.ArgumentParser) -> None:
     text = "DICOM file of a rotating camera, or a folder with input.hs, collimator.txt and detector.txt"
     sub.add_argument("file", help=text)
     sub.add_argument("--out", required=True, help="study folder to write")
-    text = "voxels of the image; default: the camera's field of view"
+    text = "voxels of the image; default for a rotating camera: the prior's grid round the heart, which is looked for"
     sub.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help=text)
     sub.add_argument("--voxel-mm", type=float, default=4.0, help="edge of a voxel, with --shape")
     sub.add_argument("--z-mm", type=float, default=0.0, help="height of the camera's middle row in the image")
@@ -224,6 +224,8 @@ def import_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--window", type=int, metavar="N", help="energy window to take, if the file holds several")
     text = "middle of the left ventricle (LPS, mm): cut the prior's grid out round it, the rest becomes background"
     add_point(sub, "--heart", text)
+    text = "without --ct: leave out the uniform tissue that fills the body's outline otherwise"
+    sub.add_argument("--no-attenuation", action="store_true", help=text)
     sub.add_argument("--ct", help=CT_HELP)
     add_point(sub, "--ct-center", "point of the CT (LPS, mm) at the centre of the image")
     text = "from there, move and turn the CT to where it agrees best with the image (mutual information)"

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from torch import Tensor
 
 import diffspect_nb
 from .cli_study import file_hash, save_figures, writable
@@ -52,9 +51,9 @@ if TYPE_CHECKING:
     from diffspect_nb.benchmark import Method
 
 # %% auto #0
-__all__ = ['OURS', 'ABLATION', 'run_simulate', 'placed_ct', 'run_import', 'run_fetch', 'run_evaluate', 'run_train', 'commit',
-           'real_studies', 'benchmark_methods', 'benchmark_settings', 'benchmark_studies', 'run_benchmark_command',
-           'run_scanner', 'run_info']
+__all__ = ['OURS', 'ABLATION', 'run_simulate', 'with_ct', 'focused', 'run_import', 'run_fetch', 'run_evaluate', 'run_train',
+           'commit', 'real_studies', 'benchmark_methods', 'benchmark_settings', 'benchmark_studies',
+           'run_benchmark_command', 'run_scanner', 'run_info']
 
 # %% ../nbs/67_cli_data.ipynb #888a1967
 def run_simulate(args: argparse.Namespace) -> None:
@@ -82,9 +81,11 @@ def run_simulate(args: argparse.Namespace) -> None:
     print(f"{study.counts:,.0f} counts in {views}; wrote the study folder {out}")
 
 # %% ../nbs/67_cli_data.ipynb #bae6dda3
-def placed_ct(args: argparse.Namespace, study: Study) -> Tensor:
-    "Attenuation map of `--ct` on the study's grid: at `--ct-center`, registered where asked, moved by `--ct-nudge`."
-    from diffspect_nb.ct import Placement, ct_to_mu, place_ct, read_ct_mu
+def with_ct(args: argparse.Namespace, study: Study) -> Study:
+    """The study with the attenuation map of `--ct`, on its grid and beyond it.
+
+    The CT lies at `--ct-center`, is registered where asked, and moved by `--ct-nudge`."""
+    from diffspect_nb.ct import Placement, ct_beyond, ct_to_mu, place_ct, read_ct_mu
 
     volume = read_ct_mu(args.ct)
     placement = Placement(volume.heart_guess() if args.ct_center is None else args.ct_center)
@@ -92,29 +93,57 @@ def placed_ct(args: argparse.Namespace, study: Study) -> Tensor:
         placement = place_ct(volume, study, placement)
         center, angles = (", ".join(f"{c:.1f}" for c in v) for v in (placement.center_mm, placement.angles_deg))
         print(f"CT registered: its point {center} mm lies at the middle, turned by {angles}°")
-    return ct_to_mu(volume, study.grid, placement.nudge(args.ct_nudge))
+    placement = placement.nudge(args.ct_nudge)
+    return replace(study, mu=ct_to_mu(volume, study.grid, placement), body=ct_beyond(volume, study.grid, placement))
+
+# %% ../nbs/67_cli_data.ipynb #be49decd
+def focused(args: argparse.Namespace, study: Study) -> Study:
+    """A whole chest cut to the prior's grid round the heart, at `--heart` or found; without a CT, tissue of one kind.
+
+    What was assumed is printed; a chest in which no heart is found stays whole, with a warning."""
+    from diffspect_nb.chest import CHEST_PER_CM, focus_on, focus_on_heart, with_uniform_tissue
+
+    if study.body is None and not args.no_attenuation:
+        study = with_uniform_tissue(study)
+        tissue = f"uniform tissue of {CHEST_PER_CM:g} per cm, the mean of a chest, in the body's outline"
+        print(f"no CT: {tissue} (--no-attenuation leaves it out)")
+    try:
+        found = focus_on(study, tuple(args.heart)) if args.heart else focus_on_heart(study)
+    except InputError as e:
+        if args.heart:
+            raise
+        what = "the image stays the whole field of view, which the prior was not made for; --heart X Y Z places it"
+        print(f"warning: {e}: {what}", file=sys.stderr)
+        return study
+    x, y, z = args.heart or found.meta["heart_mm"]
+    how = "as told" if args.heart else f"found, match {found.meta['heart_match']:.2f}; --heart places it elsewhere"
+    print(f"heart at {x:.0f} {y:.0f} {z:.0f} mm (x, y, z; {how}): the prior's grid lies round it")
+    if found.background is not None:
+        print(f"{float(found.background.sum()) / found.counts:.0%} of the counts come from outside it, as background")
+    return found
 
 # %% ../nbs/67_cli_data.ipynb #f75ddfc8
 def run_import(args: argparse.Namespace) -> None:
     "`diffspect import FILE --out STUDY`"
-    from diffspect_nb.acquired import focus_on, read_projections, read_stir_pinhole
+    from diffspect_nb.acquired import read_projections, read_stir_pinhole
+    from diffspect_nb.chest import focus_on
 
     out, path = writable(args.out), Path(args.file)
     grid = ImageGrid(tuple(args.shape), args.voxel_mm) if args.shape else None
-    if args.heart and args.ct:
-        why = "--heart cuts a window out of the chest, and the tissue around it attenuates too"
-        raise InputError(f"{why}: --ct cannot be used with it")
     if path.is_dir() and (args.radius_mm is not None or args.window is not None):
         raise InputError("--radius-mm and --window belong to a DICOM file: STIR's files have one of each")
     if path.is_dir():
         study = read_stir_pinhole(path, grid)
     else:
         study = read_projections(path, grid, args.z_mm, args.radius_mm, args.window)
-    if args.ct or args.heart:
-        check_memory(study.scanner, study.grid, attenuated=bool(args.ct))
+    chest = not path.is_dir() and grid is None
+    if args.ct or args.heart or chest:
+        check_memory(study.scanner, study.grid, attenuated=bool(args.ct) or not args.no_attenuation)
     if args.ct:
-        study = replace(study, mu=placed_ct(args, study))
-    if args.heart:
+        study = with_ct(args, study)
+    if chest:
+        study = focused(args, study)
+    elif args.heart:
         study = focus_on(study, tuple(args.heart))
     study.save(out)
     if args.ct:
@@ -123,7 +152,7 @@ def run_import(args: argparse.Namespace) -> None:
     views = f"{len(study.views or ())} views of {rows} × {columns} pixels"
     print(f"{study.counts:,.0f} counts in {views}; wrote the study folder {out}")
     try:
-        check_memory(study.scanner, study.grid, study.mu is not None, network=True)
+        check_memory(study.scanner, study.grid, study.attenuation is not None, network=True)
     except InputError as e:  # the folder is right, but not for this machine
         print(f"note: {e}", file=sys.stderr)
 

@@ -223,8 +223,7 @@ def iterated(args: argparse.Namespace, study: Study) -> Done:
     subsets = 1 if args.method == "mlem" else subset_count(len(study.views or ()))
     image = last(mlem_steps(measurement, passes, n_subsets=subsets, likelihood=False)).image
     support = measurement_support(measurement, image)
-    full_dose = image.cpu() / study.count_fraction
-    return Done(full_dose, replace(support, image=support.image.cpu()), {"iterations": passes})
+    return Done(image.cpu() / study.count_fraction, replace(support, image=support.image.cpu()), {"iterations": passes})
 
 # %% ../nbs/66_cli_study.ipynb #7cad36ae
 def run_reconstruct(args: argparse.Namespace) -> None:
@@ -243,7 +242,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
         check_source(args.dicom)
     study = reduced_study(Study.load(args.study), args.counts, args.views, args.seed)
-    check_memory(study.scanner, study.grid, study.mu is not None, args.method in WALKS)
+    check_memory(study.scanner, study.grid, study.attenuation is not None, args.method in WALKS)
     made_from = _made_from(args)
     started = time.perf_counter()
     done = walked(args, study, weights) if args.method in WALKS else iterated(args, study)
@@ -269,13 +268,12 @@ def _write_reconstruction(
     began with the command: loading of libraries and files is in them, writing of the result is not."""
     rows = scores_of(study, {args.method: done.image}) if references_of(study) else []
     result = {"method": args.method} | done.details
-    result |= {"reduced_deviance": done.support.reduced, "seconds": seconds, "counts": study.counts}
-    result |= {"wall_seconds": time.perf_counter() - args.began}
+    result |= {"seconds": seconds, "wall_seconds": time.perf_counter() - args.began, "counts": study.counts}
     result |= {"count_fraction": study.count_fraction, "views": list(study.views or ()), "metrics": rows}
     result |= {"versions": versions(), "device": str(args.device), "input": made_from}
     write_result(out, study, done.beside | {args.method: done.image}, result, done.support, done.maps)
     extra = ["mean.nii.gz", "uncertainty.nii.gz"] if done.maps else []
-    names = ["image.nii.gz", "support.nii.gz", *extra, "views.png"]
+    names = ["image.nii.gz", "support.nii.gz", *extra, "views.png", "support.png"]
     if args.dicom is not None:
         _write_dicom(out, args, study, done.image)
         names.append("image.dcm")
@@ -283,6 +281,8 @@ def _write_reconstruction(
         print(score_table(rows))
     fit = f"{seconds:.1f} s (of {result['wall_seconds']:.1f}), reduced deviance {done.support.reduced:.3f}"
     print(f"{args.method}: {fit}; wrote {', '.join(names)} and result.json to {out}")
+    if done.support.warning:
+        print(f"warning: {done.support.warning}", file=sys.stderr)
 
 
 def _write_dicom(out: Path, args: argparse.Namespace, study: Study, image: Tensor) -> None:
@@ -300,7 +300,7 @@ def run_probe(args: argparse.Namespace) -> None:
         raise InputError("say which region: either --at X Y Z (with --radius-mm) or --region MASK.nii.gz")
     out, folder = writable(args.out), Path(args.result)
     study = _acquired_for(folder / "result.json")
-    check_memory(study.scanner, study.grid, study.mu is not None)
+    check_memory(study.scanner, study.grid, study.attenuation is not None)
     image = load_image(folder / "image.nii.gz", study.grid)
     if args.region:
         region = load_mask(args.region, study.grid, args.resample)
@@ -379,11 +379,11 @@ def run_demo(args: argparse.Namespace) -> None:
     rows.sort(key=lambda r: (r["reference"] != "truth", r["mask"] != "heart", r["psnr_db"]))
     seconds = time.perf_counter() - started
     result = {"method": done.weights.method, "weights": done.weights.to_json(), "scale": done.scale, "metrics": rows}
-    result |= {"versions": versions(), "reduced_deviance": done.support.reduced, "seconds": seconds}
+    result |= {"versions": versions(), "seconds": seconds}
     pictures = images if full.truth is None else {"truth": full.truth} | images
     write_result(out, study, pictures, result, done.support)
     print(score_table(rows))
-    names = "image.nii.gz (guided), the images it is compared with, support.nii.gz, views.png and result.json"
+    names = "image.nii.gz (guided), the images it is compared with, support.nii.gz, pictures and result.json"
     print(f"wrote {names} to {out}; {time.perf_counter() - started:.0f} s")
 
 # %% ../nbs/66_cli_study.ipynb #221745a3

@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from skimage.metrics import normalized_mutual_information
 from torch import Tensor
 
+from .attenuation import AttenuationMap
 from .core import WATER_PER_CM, ImageGrid, InputError, show_slices
 from .dicom import is_padding, needed, tag_of
 from .files import reading
@@ -30,8 +31,9 @@ from .prior import around_heart
 from .study import Study
 
 # %% auto #0
-__all__ = ['BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'ALIKE', 'SHIFT_MM', 'AIR_HU', 'hu_to_mu', 'read_ct', 'CTVolume',
-           'read_ct_mu', 'Placement', 'ct_to_mu', 'register_ct', 'place_ct', 'plot_registration']
+__all__ = ['BONE_PER_CM', 'BONE_HU', 'MOST_ARCHIVE_BYTES', 'ALIKE', 'SHIFT_MM', 'AIR_HU', 'BEYOND_MM', 'hu_to_mu', 'read_ct',
+           'CTVolume', 'read_ct_mu', 'Placement', 'ct_to_mu', 'ct_beyond', 'register_ct', 'place_ct',
+           'plot_registration']
 
 # %% ../nbs/31_ct.ipynb #02385f86
 BONE_PER_CM, BONE_HU = 0.293, 1400.0  # at 140.5 keV; ICRU-44 cortical bone
@@ -214,6 +216,20 @@ def ct_to_mu(
     blurred = gaussian_filter(volume.mu, [grid.voxel_mm / s / np.sqrt(12) for s in volume.size_mm])
     inside = replace(volume, mu=blurred).at(placement.to_ct(grid.centers_mm(), grid.center_mm))
     return torch.from_numpy(inside.reshape(grid.shape).astype(np.float32))
+
+# %% ../nbs/31_ct.ipynb #5af37877
+BEYOND_MM = 52.0  # of the CT that is kept beyond the image
+
+
+def ct_beyond(volume: CTVolume, grid: ImageGrid, placement: Placement) -> AttenuationMap:
+    "The map of `ct_to_mu` with `BEYOND_MM` more on every side of the grid."
+    more = int(np.ceil(BEYOND_MM / grid.voxel_mm))
+    z, y, x = (n + 2 * more for n in grid.shape)
+    wider, step = replace(grid, shape=(z, y, x)), volume.size_mm[0]
+    slices = int(np.ceil(2 * more * grid.voxel_mm / step))
+    mu = np.pad(volume.mu, ((slices, slices), (0, 0), (0, 0)), mode="edge")
+    longer = replace(volume, mu=mu, first_mm=volume.first_mm - [0, 0, slices * step])
+    return AttenuationMap(ct_to_mu(longer, wider, placement), wider)
 
 # %% ../nbs/31_ct.ipynb #569ee9a0
 def _emission_points(

@@ -230,12 +230,12 @@ class ReconstructionDashboard(Dashboard):
         return found
 
     def export(self) -> None:
-        "Write the first chosen result: image.nii.gz, input.nii.gz, support.nii.gz, views.png and result.json."
+        "Write the first chosen result: image.nii.gz, input.nii.gz, support.nii.gz, pictures and result.json."
         run, _ = self.results.pair()
         folder, result = Path(self.results.export_to.value.strip() or "out/dashboard"), run.result
         images = {"input": result.x_in, "guided": result.image}
         write_result(folder, run.study, images, details_of(run), result.support)
-        self.say(f"wrote image.nii.gz, input.nii.gz, support.nii.gz, views.png and result.json to {folder}")
+        self.say(f"wrote image.nii.gz, input.nii.gz, support.nii.gz, pictures and result.json to {folder}")
 
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
@@ -252,7 +252,6 @@ def details_of(run: Run) -> dict:
         "weights": result.weights.to_json(),
         "scale": result.scale,
         "prior": {"name": run.wish.prior, "provenance": result.provenance["prior"]},
-        "reduced_deviance": result.support.reduced,
         "seconds": result.provenance["seconds"],
         "counts": study.counts,
         "count_fraction": study.count_fraction,

@@ -291,7 +291,8 @@ class ResultsPanel(w.VBox):
         support = run.result.support
         shown = map_html(support.map, "measurement support", cursor)
         fit = f"reduced deviance {support.reduced:.3f} (1: the image explains the counts)"
-        self.scores.value = f"{score_html(run.scores)}{fit}{shown}"
+        warning = f"<br><b>Warning:</b> {html.escape(support.warning)}" if support.warning else ""
+        self.scores.value = f"{score_html(run.scores)}{fit}{warning}{shown}"
 
     def called(self, label: str | None) -> Run:
         "The kept run of this label. Raises `InputError` if there is none."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -30,10 +31,18 @@ from .surroundings import surrounded
 from .system import Measurement, poisson_deviance
 
 # %% auto #0
-__all__ = ['T', 'MeasurementSupport', 'measurement_support', 'Reconstruction', 'Beginning', 'versions', 'beginning_steps',
-           'reconstruction_steps', 'outcome', 'reconstruct', 'views_figure', 'write_result']
+__all__ = ['MOST_REDUCED', 'MOST_OF_A_VIEW', 'CAUSES', 'T', 'MeasurementSupport', 'measurement_support', 'support_figure',
+           'Reconstruction', 'Beginning', 'versions', 'beginning_steps', 'reconstruction_steps', 'outcome',
+           'reconstruct', 'views_figure', 'write_result']
 
 # %% ../nbs/21_reconstruction.ipynb #e618c940
+MOST_REDUCED, MOST_OF_A_VIEW = 2.0, 4.0  # reduced deviance of all views, and of one, from which there is a warning
+CAUSES = (
+    "Likely causes: wrong radius, sense of rotation or holes; activity beyond the image; missing attenuation; "
+    "motion; counts that were lost, scaled or filtered"
+)
+
+
 @dataclass(frozen=True)
 class MeasurementSupport:
     "How well an image explains the counts."
@@ -41,6 +50,23 @@ class MeasurementSupport:
     deviance: Tensor  # (view, row, column), per bin
     image: Tensor  # (z, y, x): mean deviance of the bins that see each voxel
     reduced: float  # total deviance ÷ that of Poisson noise alone; about 1 is a fit
+    by_view: Tensor  # (view,), the same of each view
+    difference: float  # ε: of expected from measured counts beyond noise, relative
+
+    @property
+    def warning(self) -> str:
+        "What to know about an image that its counts do not support, in one line; empty for one that they do."
+        worst = int(self.by_view.argmax())
+        alone = float(self.by_view[worst])
+        if self.reduced <= MOST_REDUCED and alone <= MOST_OF_A_VIEW:
+            return ""
+        much = f"reduced deviance {self.reduced:.2f} (noise alone gives 1, above {MOST_REDUCED:g} is no fit)"
+        view = f", {alone:.2f} in view {worst} (the first is 0)" if alone > 1.5 * self.reduced else ""
+        return f"{much}{view}: expected and measured counts differ by {self.difference:.0%} beyond noise. {CAUSES}"
+
+    def to_json(self) -> dict:
+        "What result.json says of it."
+        return {"reduced_deviance": self.reduced, "warning": self.warning}
 
     @property
     def map(self) -> ScaledMap:
@@ -53,12 +79,27 @@ def measurement_support(measurement: Measurement, image: Tensor) -> MeasurementS
     y, s, expected = measurement.counts, measurement.sensitivity, measurement.expected(image)
     deviance = poisson_deviance(y, expected)
     chance = torch.poisson(expected, generator=torch.Generator(expected.device).manual_seed(0))
-    by_chance = float(poisson_deviance(chance, expected).sum())
+    by_chance = poisson_deviance(chance, expected).sum((1, 2))
     # Where nothing is expected the noise explains nothing; a count there is counted in full.
-    impossible = float((y[expected <= 0] > 0).sum())
+    impossible = ((expected <= 0) & (y > 0)).sum((1, 2))
     spread = measurement.system.adjoint(deviance.to(s.dtype)) / s.clamp_min(1e-30)
-    reduced = (float(deviance.sum()) + impossible) / max(by_chance, 1e-30)
-    return MeasurementSupport(deviance, torch.where(s > 0, spread, 0), reduced)
+    found, noise = deviance.sum((1, 2)) + impossible, max(float(by_chance.sum()), 1e-30)
+    total = float(found.sum())
+    difference = (max(total - noise, 0.0) / max(float(y.sum()), 1e-30)) ** 0.5
+    by_view = (found / by_chance.clamp_min(1e-30)).cpu()
+    return MeasurementSupport(deviance, torch.where(s > 0, spread, 0), total / noise, by_view, difference)
+
+# %% ../nbs/21_reconstruction.ipynb #c47a20da
+def support_figure(support: MeasurementSupport) -> plt.Figure:
+    "Reduced deviance of each view, and the mean deviance of all views on the detector."
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8), constrained_layout=True)
+    left.bar(range(len(support.by_view)), support.by_view.numpy(), color="C0")
+    left.axhline(1, color="gray", lw=0.8)
+    left.set(xlabel="view", ylabel="reduced deviance", title="by view (1: noise)")
+    shown = right.imshow(support.deviance.mean(0).cpu().numpy(), vmin=0, vmax=2, cmap="coolwarm")
+    right.set(xlabel="column", ylabel="row", title="by pixel of the detector")
+    fig.colorbar(shown, ax=right, label="mean deviance, 1: noise")
+    return fig
 
 # %% ../nbs/21_reconstruction.ipynb #b15e4992
 @dataclass(frozen=True)
@@ -197,7 +238,10 @@ def views_figure(
     unit, center = "photons per voxel, full dose", study.grid.center_mm
     fig = show_slices(shown, (z, y, x), top, study.grid.voxel_mm, unit, maps=below, middle_mm=center)
     deviance = f"reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)"
-    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9)
+    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9, y=1 - 0.04 / len(below))
+    if support.warning:
+        words = textwrap.fill(f"Warning: {support.warning}", 150)
+        fig.text(0.01, 0.004, words, size=6.5, color="C3", va="bottom")
     return fig
 
 # %% ../nbs/21_reconstruction.ipynb #a65c6900
@@ -209,7 +253,9 @@ def write_result(
     support: MeasurementSupport,
     maps: dict[str, ScaledMap] | None = None,
 ) -> None:
-    "Write image.nii.gz (the last image), the others and maps by name, support.nii.gz, views.png and result.json."
+    """Write image.nii.gz (the last image), the others and maps by name, support.nii.gz, pictures and result.json.
+
+    The pictures are views.png and support.png; reduced deviance and warning are added to result.json."""
     *others, image = images
     named = {name: images[name] for name in others} | {name: m.volume for name, m in (maps or {}).items()}
     with atomic_folder(folder) as tmp:
@@ -217,7 +263,8 @@ def write_result(
             save_image(tmp / f"{name.split(',')[0].lower().replace(' ', '_')}.nii.gz", volume, study.grid)
         save_image(tmp / "image.nii.gz", images[image], study.grid)
         save_image(tmp / "support.nii.gz", support.image, study.grid)
-        figure = views_figure(study, images, support, maps)
-        figure.savefig(tmp / "views.png", dpi=110)
-        plt.close(figure)
-        write_json(tmp / "result.json", result)
+        pictures = {"views": views_figure(study, images, support, maps), "support": support_figure(support)}
+        for name, figure in pictures.items():
+            figure.savefig(tmp / f"{name}.png", dpi=110)
+            plt.close(figure)
+        write_json(tmp / "result.json", result | support.to_json())

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import diffspect_nb
-from .attenuation import check_mu
+from .attenuation import AttenuationMap, check_mu
 from .core import ImageGrid, InputError, check_seed
-from .files import atomic_folder, load_image, read_json, read_nifti, save_image, write_json
+from .files import atomic_folder, load_image, read_image, read_json, read_nifti, save_image, write_json
 from .geometry import SCANNERS, Scanner, named_scanner
 from .phantom import Phantom, heart_mask
 from .system import Measurement, SystemMatrix, matrix_of
@@ -36,7 +36,7 @@ class Study:
     projections: Tensor  # (view, row, column), counts, float32
     scanner: Scanner  # with all its modules, also when only some views were kept
     grid: ImageGrid
-    mu: Tensor | None = None  # attenuation map, (z, y, x), cm⁻¹
+    mu: Tensor | None = None  # attenuation map of a CT, (z, y, x), cm⁻¹
     count_fraction: float = 1.0  # dose: share of the full-dose events that were kept, 0 … 1
     views: tuple[int, ...] = None  # type: ignore[assignment]  # which of the scanner's modules; None: all
     truth: Tensor | None = None  # true activity, (z, y, x), photons at full dose
@@ -44,6 +44,7 @@ class Study:
     heart: Tensor | None = None  # region in which the heart is scored, (z, y, x), bool
     background: Tensor | None = None  # expected counts that do not come from the grid (scatter …), like projections
     meta: dict = field(default_factory=dict)  # plain JSON values
+    body: AttenuationMap | None = None  # tissue that rays cross, also beyond the grid; None: `mu` is all there is
 
     def __post_init__(self):
         views = range(self.scanner.n_views) if self.views is None else self.views
@@ -124,9 +125,14 @@ class Study:
         "Views ÷ all views of the scanner."
         return len(self.views) / self.scanner.n_views
 
+    @property
+    def attenuation(self) -> Tensor | AttenuationMap | None:
+        "What dims the rays: the whole body where it is known, else the map on the grid, else nothing."
+        return self.mu if self.body is None else self.body
+
     def system(self, device: torch.device | str = "cpu") -> SystemMatrix:
         "The system matrix of this acquisition: its views, its attenuation; the last patient's is kept (`matrix_of`)."
-        return matrix_of(self.scanner, self.grid, self.mu).to(device).keep_views(self.views)
+        return matrix_of(self.scanner, self.grid, self.attenuation).to(device).keep_views(self.views)
 
     def measurement(self, device: torch.device | str = "cpu") -> Measurement:
         "What was measured and the model that explains it, ready for any reconstruction."
@@ -259,8 +265,10 @@ def _save(study: Study, folder: Path) -> Path:
         for name, image in images.items():
             if image is not None:
                 save_image(tmp / f"{name}.nii.gz", image, study.grid)
+        if study.body is not None:
+            save_image(tmp / "body.nii.gz", study.body.mu, study.body.grid)
         write_json(tmp / "study.json", head)
-    for name, image in (images | {"background": study.background}).items():
+    for name, image in (images | {"background": study.background, "body": study.body}).items():
         if image is None:
             (folder / f"{name}.nii.gz").unlink(missing_ok=True)
     return folder
@@ -278,6 +286,10 @@ def _load(folder: Path) -> Study:
         known[name] = _load_views(file) if name == "background" else load_image(file, head["grid"])
     if "mu" in known:
         check_mu(known["mu"], head["grid"].shape, str(images["mu"]))
+    if (file := folder / "body.nii.gz").exists():
+        mu, own = read_image(file)
+        check_mu(mu, own.shape, str(file))
+        known["body"] = AttenuationMap(mu, own)
     try:
         return Study(counts, **head, **known)
     except (InputError, TypeError) as e:
@@ -305,7 +317,8 @@ def _head_of(path: Path) -> dict:
 # %% ../nbs/07_study.ipynb #85b8f74d
 def study_hashes(folder: str | Path) -> dict[str, str]:  # file name → SHA-256
     "What is in a study folder, for a result that must say what it was made from."
-    names = ("study.json", "projections.nii.gz", "background.nii.gz", *(f"{name}.nii.gz" for name in OPTIONAL))
+    images = (f"{name}.nii.gz" for name in (*OPTIONAL, "body"))
+    names = ("study.json", "projections.nii.gz", "background.nii.gz", *images)
     there = [path for name in names if (path := Path(folder) / name).exists()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 

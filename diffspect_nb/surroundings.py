@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attenuation import attenuation_factors
+from .attenuation import AttenuationMap, attenuation_factors
 from .core import ImageGrid, last
 from .geometry import Scanner
 from .mlem import mlem_steps
@@ -83,8 +83,8 @@ class SideBySide:
         return replace(self, first=self.first.attenuated(one), second=self.second.attenuated(other))
 
 # %% ../nbs/08a_surroundings.ipynb #9458c3cf
-def shell_matrix(scanner: Scanner, grid: ImageGrid, mu: Tensor | None = None) -> SystemMatrix:
-    "System matrix of the voxels `beyond` the grid, (voxels, 1, 1); attenuated where μ of the grid is given."
+def shell_matrix(scanner: Scanner, grid: ImageGrid, mu: Tensor | AttenuationMap | None = None) -> SystemMatrix:
+    "System matrix of the voxels `beyond` the grid, (voxels, 1, 1); attenuated where μ is given."
     around, outside = shell_grid(grid), beyond(grid).ravel()
     whole = SystemMatrix.build(scanner, around)
     assert isinstance(whole.kept, FootprintMatrix)
@@ -92,11 +92,17 @@ def shell_matrix(scanner: Scanner, grid: ImageGrid, mu: Tensor | None = None) ->
     return shell if mu is None else shell.attenuate(shell_factors(mu, scanner, grid))
 
 
-def shell_factors(mu: Tensor, scanner: Scanner, grid: ImageGrid) -> Tensor:  # (views, voxels beyond the grid)
-    "Attenuation factors of the shell's voxels; the μ (z, y, x) at the grid's edge goes on beyond it."
-    axes = zip(shell_grid(grid).axes_mm(), grid.axes_mm(), strict=True)
-    z, y, x = (np.clip(np.round((far - near[0]) / grid.voxel_mm).astype(int), 0, len(near) - 1) for far, near in axes)
-    factors = attenuation_factors(mu[np.ix_(z, y, x)], scanner, shell_grid(grid))
+def shell_factors(
+    mu: Tensor | AttenuationMap,  # (z, y, x), cm⁻¹, of the grid or of the whole body
+    scanner: Scanner,
+    grid: ImageGrid,
+) -> Tensor:  # (views, voxels beyond the grid)
+    "Attenuation factors of the shell's voxels; the μ at the grid's edge goes on beyond it, unless the body is known."
+    if not isinstance(mu, AttenuationMap):
+        axes = zip(shell_grid(grid).axes_mm(), grid.axes_mm(), strict=True)
+        indices = (np.round((far - near[0]) / grid.voxel_mm).clip(0, len(near) - 1) for far, near in axes)
+        mu = mu[np.ix_(*(index.astype(int) for index in indices))]
+    factors = attenuation_factors(mu, scanner, shell_grid(grid))
     return factors[:, torch.from_numpy(beyond(grid).ravel()).to(factors.device)]
 
 
@@ -126,17 +132,17 @@ def counts_from_beyond(measurement: Measurement, shell: SystemMatrix) -> Tensor:
     return torch.where(share >= ASKED_SHARE, found, 0)
 
 # %% ../nbs/08a_surroundings.ipynb #b786c52c
-_LAST: list[tuple[Scanner, ImageGrid, Tensor | None, SystemMatrix]] = []  # one at most
+_LAST: list[tuple[Scanner, ImageGrid, Tensor | AttenuationMap | None, SystemMatrix]] = []  # one at most
 
 
 def _shell_of(study: Study) -> SystemMatrix:
-    "The shell's matrix of all views; that of the patient asked for last (the same `mu` object) is kept."
+    "The shell's matrix of all views; that of the patient asked for last (the same object) is kept."
     for scanner, grid, mu, matrix in _LAST:
-        if mu is study.mu and (scanner, grid) == (study.scanner, study.grid):
+        if mu is study.attenuation and (scanner, grid) == (study.scanner, study.grid):
             return matrix
     _LAST.clear()
-    matrix = shell_matrix(study.scanner, study.grid, study.mu)
-    _LAST.append((study.scanner, study.grid, study.mu, matrix))
+    matrix = shell_matrix(study.scanner, study.grid, study.attenuation)
+    _LAST.append((study.scanner, study.grid, study.attenuation, matrix))
     return matrix
 
 

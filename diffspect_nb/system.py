@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from .attenuation import attenuation_factors
+from .attenuation import AttenuationMap, attenuation_factors
 from .core import ImageGrid, InputError
 from .files import atomic_path, cache_dir
 from .footprint import PRUNE, SHIFTS, TILE, Tiles, ViewFootprints
@@ -63,8 +63,10 @@ class SystemMatrix:
     proj_shape: tuple[int, int, int]  # (view, row, column)
 
     @classmethod
-    def build(cls, scanner: Scanner, grid: ImageGrid, mu: Tensor | None = None, cache: bool = True) -> SystemMatrix:
-        """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given.
+    def build(
+        cls, scanner: Scanner, grid: ImageGrid, mu: Tensor | AttenuationMap | None = None, cache: bool = True
+    ) -> SystemMatrix:
+        """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given, on the grid or on one of its own.
 
         The bare matrix comes from the cache if it is there."""
         bare = _cached(scanner, grid) if cache else FootprintMatrix.build(scanner, grid)
@@ -325,11 +327,11 @@ class Measurement:
         return Measurement(self.system.to(device), self.counts, self.background)
 
 # %% ../nbs/06_system.ipynb #0db6bed9
-_LAST: list[tuple[Scanner, ImageGrid, Tensor | None, SystemMatrix]] = []  # one at most
+_LAST: list[tuple[Scanner, ImageGrid, Tensor | AttenuationMap | None, SystemMatrix]] = []  # one at most
 
 
-def matrix_of(scanner: Scanner, grid: ImageGrid, mu: Tensor | None = None) -> SystemMatrix:
-    "`SystemMatrix.build`, but the matrix of the patient asked for last (the same `mu` object) is kept."
+def matrix_of(scanner: Scanner, grid: ImageGrid, mu: Tensor | AttenuationMap | None = None) -> SystemMatrix:
+    "`SystemMatrix.build`, but the matrix of the patient asked for last (the same object) is kept."
     for known_scanner, known_grid, known_mu, matrix in _LAST:
         if known_mu is mu and (known_scanner, known_grid) == (scanner, grid):
             return matrix

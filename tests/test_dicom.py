@@ -19,13 +19,15 @@ import torch
 from fuzz import FILES, READERS, damaged, outcome
 
 from diffspect_nb import ct
-from diffspect_nb.acquired import focus_on, read_interfile, read_projections, read_stir_pinhole, share_inside
+from diffspect_nb.acquired import read_interfile, read_projections, read_stir_pinhole
+from diffspect_nb.cardiac import true_ventricle
+from diffspect_nb.chest import focus_on, focus_on_heart, share_inside, with_uniform_tissue
 from diffspect_nb.cli import main
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.ct import CTVolume, Placement, ct_to_mu, read_ct
 from diffspect_nb.dicom import PHYSIONET, fetch_scans, orientation_cube, read_nm, scans_in, stored_axes, write_nm
 from diffspect_nb.files import load_image, save_image
-from diffspect_nb.geometry import tiny, tiny_grid
+from diffspect_nb.geometry import rotating_camera, tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.reconstruction import reconstruct
 from diffspect_nb.sampler import AnchoredWeights
@@ -282,8 +284,16 @@ def test_import_places_a_ct_and_shows_where_it_lies(tmp_path, capsys):
     torch.testing.assert_close(Study.load(tmp_path / "study").mu[..., 1:], still.mu[..., :-1], atol=1e-4, rtol=0)
     assert main([*argv, "--ct", str(archive), *center, "--ct-register"]) == 0
     assert "CT registered" in capsys.readouterr().out
-    assert main([*argv, "--ct", str(archive), "--heart", "0", "0", "0"]) == 2
-    assert "--ct cannot be used" in capsys.readouterr().err
+
+
+def test_a_ct_reaches_beyond_the_window_that_is_cut_out(tmp_path):
+    source, archive = FILES["projections"](tmp_path), FILES["ct_archive"](tmp_path)
+    argv = ["import", str(source), "--out", str(tmp_path / "study"), "--shape", "6", "8", "8", "--voxel-mm", "5"]
+    assert main([*argv, "--ct", str(archive), "--ct-center", "10", "10", "4", "--heart", "-16", "20", "8"]) == 0
+    study = Study.load(tmp_path / "study")
+    assert study.grid.shape == (50, 70, 70) and study.mu.shape == study.grid.shape
+    assert study.body.grid.shape == (28, 30, 30) and study.body.grid.center_mm == (0, 0, 0)
+    assert float(study.mu.max()) > 0.1 and float(study.body.mu[0].max()) > 0.1  # the last slice goes on to the feet
 
 
 # --- a window round the heart -----------------------------------------------------------------------------------------
@@ -323,13 +333,38 @@ def test_shares_of_voxels_add_up_to_the_window():
     assert 0 <= share.min() and share.max() <= 1
 
 
-def test_a_window_outside_the_grid_and_tissue_outside_the_window_are_refused():
+def test_tissue_outside_the_window_goes_on_dimming_what_lies_inside():
+    "Told the truth, the window with its background expects the very counts that the whole grid expects."
     rng = np.random.default_rng(0)
     study = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
-    with pytest.raises(InputError, match="attenuation map"):
-        focus_on(study, (0, 0, 0))
+    window = ImageGrid((8, 12, 12), 12.0)
+    cut = focus_on(study, (0, 0, 0), window, image=study.truth)
+    inside = study.truth[4:12, 4:16, 4:16]
+    torch.testing.assert_close(cut.mu, study.mu[4:12, 4:16, 4:16], atol=1e-5, rtol=0)
+    expected = study.measurement().expected(study.truth)
+    torch.testing.assert_close(cut.measurement().expected(inside), expected, rtol=0.03, atol=0.5)
+    blind = replace(cut, body=None).measurement().expected(inside)  # only the window's own tissue
+    assert float(blind.sum()) > 1.05 * float(expected.sum())
+
+
+def test_a_window_outside_the_grid_is_refused():
+    rng = np.random.default_rng(0)
+    study = simulate(torso(rng, tiny_grid()), tiny(), 5e5, rng)
     with pytest.raises(InputError, match="the heart at"):
-        focus_on(replace(study, mu=None), (900, 0, 0))
+        focus_on(study, (900, 0, 0))
+
+
+def test_the_body_is_outlined_and_the_heart_found_in_a_chest_without_a_ct(tmp_path, capsys):
+    chest = ImageGrid((32, 48, 48), 9.0)
+    patient = torso(np.random.default_rng(3), chest)
+    camera = rotating_camera("a camera", np.arange(-45, 136, 15.0), 250.0, (32, 48), 9.0)
+    study = simulate(patient, camera, 4e6, np.random.default_rng(4))
+    found = focus_on_heart(with_uniform_tissue(replace(study, mu=None, truth=None, heart=None)))
+    true = true_ventricle(patient.meta["heart"]).center_mm
+    assert np.linalg.norm(np.subtract(found.meta["heart_mm"], true)) < 15
+    assert found.mu is None and found.body.grid == chest and found.grid.shape == (50, 70, 70)
+    body, skin = found.body.mu > 0, patient.mu > 0.05
+    assert float((body & skin).sum() / skin.sum()) > 0.7 and float((body & ~skin).sum() / body.sum()) < 0.35
 
 
 # --- which way is up, and where real scans come from ------------------------------------------------------------------

@@ -392,6 +392,31 @@ def test_support_tells_truth_from_fiction(study, measurement):
     assert right.reduced == pytest.approx(1, abs=0.1) and wrong.reduced > 1.5
     assert right.deviance.shape == measurement.system.proj_shape and right.image.shape == measurement.system.image_shape
     assert measurement_support(measurement, truth * 0).reduced > 100
+    assert right.by_view.shape == (measurement.system.proj_shape[0],) and right.warning == ""
+    assert right.to_json() == {"reduced_deviance": right.reduced, "warning": ""}
+
+
+@pytest.mark.parametrize("by", [0.1, 0.3])
+def test_a_warning_says_by_how_much_the_counts_are_missed(study, measurement, by):
+    "Every expectation wrong by a share up or down, with counts enough to see it: that share is what is said."
+    truth = study.truth * 2e4
+    expected = measurement.expected(truth)
+    sign = torch.where(torch.rand(expected.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    counts = torch.poisson(expected * (1 + by * sign), generator=torch.Generator().manual_seed(1))
+    support = measurement_support(dataclasses.replace(measurement, counts=counts), truth)
+    assert support.reduced > 2 and support.difference == pytest.approx(by, rel=0.1)
+    assert f"reduced deviance {support.reduced:.2f}" in support.warning and f"{by:.0%} beyond noise" in support.warning
+    causes = ("radius", "rotation", "attenuation", "motion", "beyond the image")
+    assert all(cause in support.warning for cause in causes)
+
+
+def test_a_view_that_lost_counts_is_named(study, measurement):
+    truth = study.truth * 300
+    counts = torch.poisson(measurement.expected(truth), generator=torch.Generator().manual_seed(0))
+    assert not measurement_support(dataclasses.replace(measurement, counts=counts), truth).warning
+    counts[2] = torch.round(counts[2] * 0.5)
+    support = measurement_support(dataclasses.replace(measurement, counts=counts), truth)
+    assert int(support.by_view.argmax()) == 2 and "in view 2 (the first is 0)" in support.warning
 
 
 @pytest.mark.parametrize("weights", [PaperWeights(steps=3, iterations=12), AnchoredWeights(steps=3)])

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffspect_nb.attenuation import AttenuationMap
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.files import load_image, save_image
 from diffspect_nb.geometry import Scanner, dnm570c, myospect_es, tiny, tiny_grid
 from diffspect_nb.phantom import torso
-from diffspect_nb.study import Study, central_row, keep_views, simulate, thin
+from diffspect_nb.study import Study, central_row, keep_views, simulate, study_hashes, thin
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,21 @@ def test_the_folder_gives_back_what_it_was_given(study, tmp_path):
         low.meta,
     )
     assert json.loads((tmp_path / "a" / "study.json").read_text())["scanner"] == "tiny"
+
+
+def test_a_body_larger_than_the_image_is_kept_hashed_and_used(study, tmp_path):
+    wide = ImageGrid((10, 14, 14), 24.0, (6.0, 0.0, 3.0))
+    with_body = replace(study, mu=None, body=AttenuationMap(torch.full(wide.shape, 0.1), wide))
+    folder = with_body.save(tmp_path / "s")
+    again = Study.load(folder)
+    assert again.body.grid == wide and torch.equal(again.body.mu, with_body.body.mu) and again.mu is None
+    assert "body.nii.gz" in study_hashes(folder)
+    clear = replace(study, mu=None).measurement().expected(study.truth).sum()
+    assert again.measurement().expected(study.truth).sum() < 0.5 * clear
+    replace(study, body=None).save(folder)
+    assert Study.load(folder).body is None
+    with pytest.raises(InputError, match="grid's shape"):
+        AttenuationMap(torch.zeros(3, 3, 3), wide)
 
 
 def test_a_study_may_carry_its_own_scanner(study, tmp_path):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffspect_nb.attenuation import AttenuationMap
 from diffspect_nb.core import ImageGrid
 from diffspect_nb.geometry import named_scanner, rotating_camera, tiny, tiny_grid
 from diffspect_nb.mlem import osem
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, keep_views, simulate, thin
-from diffspect_nb.surroundings import beyond, shell_grid, shell_matrix, surrounded, surrounded_matrix
+from diffspect_nb.surroundings import beyond, shell_factors, shell_grid, shell_matrix, surrounded, surrounded_matrix
 from diffspect_nb.system import SystemMatrix, adjoint_gap
 
 
@@ -67,6 +68,14 @@ def test_it_mends_the_image(far_study):
     assert errors[1] < 0.9 * errors[0]
     fits = [float(s.measurement().deviance(osem(s.measurement(), 8)).sum()) for s in (low, around)]
     assert fits[1] < fits[0]
+
+
+def test_the_shell_is_dimmed_by_the_whole_body_where_it_is_known():
+    grid, far = tiny_grid(), ImageGrid((32, 40, 40), 12.0)
+    air = torch.zeros(grid.shape)
+    with_body = shell_factors(AttenuationMap(torch.full(far.shape, 0.15), far), tiny(), grid)
+    assert float(shell_factors(air, tiny(), grid).min()) == 1  # the image's own edge goes on
+    assert float(with_body.min()) < 0.1
 
 
 def test_a_background_is_kept_and_added_to(far_study):

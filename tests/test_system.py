@@ -8,7 +8,7 @@ import scipy.sparse
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from diffspect_nb.attenuation import attenuation_factors, check_mu
+from diffspect_nb.attenuation import AttenuationMap, attenuation_factors, check_mu
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.geometry import Pinhole, Scanner, dnm570c, rotating_camera, tiny, tiny_grid
 from diffspect_nb.phantom import torso
@@ -219,6 +219,17 @@ def test_attenuation_of_a_uniform_slab_is_the_closed_form():
         expected = np.exp(-0.0154 * np.linalg.norm(ray, axis=-1) * share_inside)
         inside = (y > -20) & (np.abs(x) < 40) & (np.abs(z) < 40) & (y < 90)
         assert np.abs(factors - expected)[inside].max() < 0.01
+
+
+def test_a_map_may_reach_beyond_the_image():
+    "The middle of a grid, dimmed by a map of the whole, has the factors that it has in the whole."
+    whole, middle = ImageGrid((40, 48, 48), 4.0), ImageGrid((20, 24, 24), 4.0)
+    mu, scanner = water(whole, 70), dnm570c().keep_views([4, 12])
+    expected = attenuation_factors(mu, scanner, whole).reshape(2, *whole.shape)[:, 10:30, 12:36, 12:36]
+    found = attenuation_factors(AttenuationMap(mu, whole), scanner, middle).reshape(expected.shape)
+    assert (found - expected).abs().max() < 0.01
+    alone = attenuation_factors(mu[10:30, 12:36, 12:36], scanner, middle).reshape(expected.shape)
+    assert (alone - expected).min() > -0.01 and (alone - expected).max() > 0.1
 
 
 def test_attenuation_at_the_centre_of_a_ball():

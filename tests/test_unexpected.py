@@ -24,6 +24,7 @@ from diffspect_nb.files import cached_files, load_image, load_mask, read_image, 
 from diffspect_nb.footprint import footprints
 from diffspect_nb.geometry import rotating_camera, tiny, tiny_grid
 from diffspect_nb.memory import check_memory, free_bytes, matrix_entries
+from diffspect_nb.mlem import osem
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, reduced_study, simulate
 from diffspect_nb.system import SystemMatrix
@@ -284,6 +285,41 @@ def test_a_mirrored_head_is_turned_alone(tmp_path, facing, flips):
     path = tomo(tmp_path, detector(1, ImageOrientationPatient=facing), heads=2)
     found, stored = read_projections(path).projections, torch.tensor(pydicom.dcmread(path).pixel_array).float()
     assert torch.equal(found[:4], stored[:4]) and torch.equal(found[4:], stored[4:].flip(flips))
+
+
+def with_border(folder: Path, top: int, bottom: int, left: int, part: float = 0.0) -> Study:
+    "A camera whose frames are larger than its detector; `part` of a line beside the field is covered."
+    rng = np.random.default_rng(0)
+    counts = rng.integers(50, 60, (4, 6, 8))
+    frames = np.pad(counts, ((0, 0), (top, bottom), (left, 0)))
+    if part:
+        frames[:, top - 1, left:] = np.round(part * counts[:, 0])
+    image = torch.from_numpy(frames.astype(np.float32))
+    path = write_nm(folder / "frames.dcm", image, ImageGrid(image.shape, 6.0))
+    tags = {e.tag: e for e in pydicom.dcmread(tomo(folder)) if e.keyword.endswith(("Sequence", "Vector", "ImageType"))}
+
+    def change(file):
+        for element in tags.values():
+            file.add(element)
+        file.NumberOfDetectors, file.NumberOfSlices = 1, None
+        del file.NumberOfSlices, file.SliceVector
+
+    shift = 3.0 * (top - bottom)  # puts the middle of the detector itself at z = 0
+    return read_projections(edited(path, change), ImageGrid((6, 10, 10), 6.0), z_mm=shift)
+
+
+@pytest.mark.parametrize("border", [(2, 3, 0, 0.0), (3, 2, 0, 0.4), (0, 4, 0, 0.0)])
+def test_lines_that_the_detector_does_not_cover_say_nothing(tmp_path, border):
+    plain, bordered = with_border(tmp_path, 0, 0, 0), with_border(tmp_path, *border)
+    assert torch.equal(bordered.projections, plain.projections)
+    torch.testing.assert_close(osem(bordered.measurement(), 4), osem(plain.measurement(), 4))
+
+
+def test_a_column_cut_off_moves_every_stop_sideways(tmp_path):
+    plain, bordered = with_border(tmp_path, 0, 0, 0), with_border(tmp_path, 0, 0, 2)
+    assert torch.equal(bordered.projections, plain.projections)
+    for a, b in zip(plain.scanner.pinholes, bordered.scanner.pinholes, strict=True):
+        np.testing.assert_allclose(np.subtract(b.position_mm, a.position_mm), 6.0 * np.array(a.column), atol=1e-9)
 
 
 @pytest.mark.parametrize("heads, flips", [(1, (2,)), (2, None)])
