@@ -9,14 +9,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from priors import validation_study
-
 from diffspect_nb.cli_data import commit
 from diffspect_nb.cohort import FIRST_VALIDATION, painter
 from diffspect_nb.core import ImageGrid
 from diffspect_nb.defect_probe import AIM, LEVELS, SIGHTS, Shown, mean_error, probe_rows, shown_phantom, shown_study
 from diffspect_nb.files import write_csv
 from diffspect_nb.prior import pretrained
+from diffspect_nb.tuning import validation_study
 
 KINDS: dict[str, Callable[[dict], bool]] = {
     "all": lambda r: True,

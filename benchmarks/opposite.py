@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from priors import validation_study
 
 from diffspect_nb import sampler
 from diffspect_nb.benchmark import interval
@@ -23,6 +22,7 @@ from diffspect_nb.prior import Prior, pretrained
 from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
 from diffspect_nb.sampler import AnchoredWeights
 from diffspect_nb.study import Study, reduced
+from diffspect_nb.tuning import validation_study
 
 SETTINGS = (*(f"counts {c}" for c in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)), *(f"views {v}" for v in (3, 5, 7, 9)))
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from priors import validation_study
 
 from diffspect_nb.benchmark import interval
 from diffspect_nb.cli_data import commit
@@ -30,6 +29,7 @@ from diffspect_nb.reconstruction import Beginning, beginning_steps, measurement_
 from diffspect_nb.sampler import PaperWeights, fitted_lambda_dps, fitted_lambda_mlem
 from diffspect_nb.study import Study, reduced, sample_folder
 from diffspect_nb.surroundings import surrounded
+from diffspect_nb.tuning import validation_study
 
 FIRST = {"start": 999, "ancestral": 0, "final_updates": 0, "jacobian": "identity"}
 ALONE = {"lambda_dps": 0.0, "lambda_mlem": 0.0, "tv_weight": 0.0}

@@ -16,14 +16,15 @@ import numpy as np
 
 from diffspect_nb.benchmark import guided, interval
 from diffspect_nb.cli_data import commit
-from diffspect_nb.cohort import FIRST_VALIDATION, generator_fingerprint, held_out_study
+from diffspect_nb.cohort import FIRST_VALIDATION
 from diffspect_nb.core import last
-from diffspect_nb.files import cache_dir, write_csv
+from diffspect_nb.files import write_csv
 from diffspect_nb.metrics import masks_of, psnr
 from diffspect_nb.prior import pretrained
 from diffspect_nb.slice_network import UNetConfig
 from diffspect_nb.study import Study, reduced
 from diffspect_nb.training import TrainConfig, train
+from diffspect_nb.tuning import validation_study
 from diffspect_nb.volume_network import VolumeConfig
 
 BASE = TrainConfig(learning_rate=5e-4, cooldown=0.4, heart_weight=6.0, first_seed=400)
@@ -45,14 +46,6 @@ VARIANTS = {
     "2.5-D, labels MLEM-50, linear schedule": replace(SLICES, label="mlem50", schedule="linear"),
 }
 SETTINGS = ("counts 0.01", "counts 0.05", "counts 1.0", "views 9")
-
-
-def validation_study(seed: int) -> Study:
-    "A validation patient, kept in the cache."
-    folder = cache_dir() / f"validation-{generator_fingerprint()[:8]}-{seed}"
-    if not (folder / "study.json").exists():
-        held_out_study(seed).save(folder)
-    return Study.load(folder)
 
 
 def seconds_per_step(config: TrainConfig, folder: Path) -> float:

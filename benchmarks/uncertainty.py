@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from priors import validation_study
 
 from diffspect_nb.benchmark import guided, read_rows
 from diffspect_nb.cli_data import commit
@@ -36,6 +35,7 @@ from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
 from diffspect_nb.probe import probe_pair, quick_image
 from diffspect_nb.reconstruction import versions
 from diffspect_nb.study import reduced
+from diffspect_nb.tuning import validation_study
 from diffspect_nb.uncertainty import (
     LEVELS,
     Calibration,
