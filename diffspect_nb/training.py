@@ -46,6 +46,7 @@ BOUNDS = {  # of what a training may be told
     "heart_weight": (0, 1000),
     "defect_weight": (0, 1000),
     "outside_weight": (0, 1000),
+    "regional_weight": (0, 1000),
 }
 COUNTED = ("n_studies", "steps", "batch", "scanners")  # whole numbers from 1
 WALKED = (20, 600)  # noise levels where the anchored walk of most acquisitions takes its steps
@@ -71,6 +72,7 @@ class TrainConfig:
     condition_dropout: float = 0.15  # share of examples without the acquisition's images (volume network)
     heart_weight: float = 4.0  # importance of voxels in the heart region (volume network)
     defect_weight: float = 0.0  # k: importance × (1 + k · share of activity that a defect took) (volume network)
+    regional_weight: float = 0.0  # of errors shared by a region (see `regional_error`): a defect filled in, say
     outside_weight: float = 0.2  # importance of voxels that too few modules see (volume network)
     walk_share: float = 0.0  # share of examples at noise levels `WALKED` alone; the others are at any
     scale_jitter: float = 0.1  # standard deviation of log scale
@@ -209,7 +211,7 @@ def update(run: Run, config: TrainConfig, step: int, batch: Batch, schedule: Noi
         output = run.net(x_t, batch.t.to(device), *batch.inputs)
     predict = config.network.predict if isinstance(config.network, VolumeConfig) else "epsilon"
     told = batch.x0, batch.noise, batch.t, schedule
-    loss, parts = hybrid_loss(output.float(), *told, config.vlb_weight, predict, batch.weight)
+    loss, parts = hybrid_loss(output.float(), *told, config.vlb_weight, predict, batch.weight, config.regional_weight)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)

@@ -16,6 +16,7 @@ from diffspect_nb.diffusion import (
     posterior_mean,
     predict_eps,
     predict_x0,
+    regional_error,
     timesteps,
     velocity,
     x0_from_output,
@@ -183,6 +184,21 @@ def test_weights_decide_what_counts():
     _, blind = hybrid_loss(output(wrong, 0.0), x0, noise, t, schedule, weight=weight)
     _, seeing = hybrid_loss(output(wrong, 0.0), x0, noise, t, schedule)
     assert float(blind["simple"]) == 0 and float(seeing["simple"]) == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 12, 30, 30), (2, 1, 90, 90)])
+def test_a_region_s_shared_error_weighs_more_than_noise(shape):
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    white, shared = float(regional_error(noise)), float(regional_error(torch.full(shape, 0.1)))
+    assert white == pytest.approx(1, abs=0.1)  # as its own mean square
+    assert shared == pytest.approx(0.01 * 3 ** (len(shape) - 2), rel=1e-5)
+
+
+def test_regional_weight_adds_to_the_loss():
+    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([5, 300, 900])
+    guess = output(noise + 0.1, 0.0)
+    plain, told = (float(hybrid_loss(guess, x0, noise, t, schedule, 0.0, regional_weight=w)[0]) for w in (0.0, 2.0))
+    assert told == pytest.approx(plain + 2.0 * float(regional_error(torch.full_like(x0, 0.1))))
 
 
 def test_the_variance_term_teaches_the_variance_alone():
