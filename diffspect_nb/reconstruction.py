@@ -39,7 +39,7 @@ __all__ = ['MOST_REDUCED', 'MOST_OF_A_VIEW', 'CAUSES', 'T', 'MeasurementSupport'
 MOST_REDUCED, MOST_OF_A_VIEW = 2.0, 4.0  # reduced deviance of all views, and of one, from which there is a warning
 CAUSES = (
     "Likely causes: wrong radius, sense of rotation or holes; activity beyond the image; missing attenuation; "
-    "motion; counts that were lost, scaled or filtered"
+    "motion; counts that were lost, scaled or filtered; where many counts tell of a small difference, too few updates"
 )
 
 
@@ -89,7 +89,7 @@ def measurement_support(measurement: Measurement, image: Tensor) -> MeasurementS
     by_view = (found / by_chance.clamp_min(1e-30)).cpu()
     return MeasurementSupport(deviance, torch.where(s > 0, spread, 0), total / noise, by_view, difference)
 
-# %% ../nbs/21_reconstruction.ipynb #c47a20da
+# %% ../nbs/21_reconstruction.ipynb #4925919a
 def support_figure(support: MeasurementSupport) -> plt.Figure:
     "Reduced deviance of each view, and the mean deviance of all views on the detector."
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8), constrained_layout=True)
@@ -235,7 +235,7 @@ def views_figure(
     unit, center = "photons per voxel, full dose", study.grid.center_mm
     fig = show_slices(shown, (z, y, x), top, study.grid.voxel_mm, unit, maps=below, middle_mm=center)
     deviance = f"reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)"
-    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9, y=1 - 0.04 / len(below))
+    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9, y=0.985)
     if support.warning:
         words = textwrap.fill(f"Warning: {support.warning}", 150)
         fig.text(0.01, 0.004, words, size=6.5, color="C3", va="bottom")
