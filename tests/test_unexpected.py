@@ -935,6 +935,7 @@ def test_a_file_without_a_heart_keeps_the_whole_field_and_says_so(tmp_path, caps
     assert study.grid == ImageGrid() and study.body.grid.shape == (6, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_result_that_its_counts_contradict_is_written_with_a_warning(tmp_path, capsys):
     rng = np.random.default_rng(0)
     study = simulate(torso(rng, tiny_grid()), tiny(), 2e5, rng)
