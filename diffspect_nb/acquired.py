@@ -215,7 +215,7 @@ def _turned(frames: np.ndarray, heads: _Heads, start: dict[int, float], path: st
         turned[mine] = frames[mine][:, :: 1 if down > 0 else -1, :: 1 if across > 0 else -1]
     return turned
 
-# %% ../nbs/36_acquired.ipynb #f803a99f
+# %% ../nbs/36_acquired.ipynb #a4c924ce
 COVERED = 0.9  # of the counts of the line beside it, less of which says that a line at the edge is covered in part
 
 

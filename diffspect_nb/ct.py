@@ -217,7 +217,7 @@ def ct_to_mu(
     inside = replace(volume, mu=blurred).at(placement.to_ct(grid.centers_mm(), grid.center_mm))
     return torch.from_numpy(inside.reshape(grid.shape).astype(np.float32))
 
-# %% ../nbs/31_ct.ipynb #5af37877
+# %% ../nbs/31_ct.ipynb #b2b0d2f5
 BEYOND_MM = 52.0  # of the CT that is kept beyond the image
 
 

@@ -39,7 +39,7 @@ __all__ = ['MOST_REDUCED', 'MOST_OF_A_VIEW', 'CAUSES', 'T', 'MeasurementSupport'
 MOST_REDUCED, MOST_OF_A_VIEW = 2.0, 4.0  # reduced deviance of all views, and of one, from which there is a warning
 CAUSES = (
     "Likely causes: wrong radius, sense of rotation or holes; activity beyond the image; missing attenuation; "
-    "motion; counts that were lost, scaled or filtered"
+    "motion; counts that were lost, scaled or filtered; where many counts tell of a small difference, too few updates"
 )
 
 
@@ -60,8 +60,9 @@ class MeasurementSupport:
         alone = float(self.by_view[worst])
         if self.reduced <= MOST_REDUCED and alone <= MOST_OF_A_VIEW:
             return ""
-        much = f"reduced deviance {self.reduced:.2f} (noise alone gives 1, above {MOST_REDUCED:g} is no fit)"
-        view = f", {alone:.2f} in view {worst} (the first is 0)" if alone > 1.5 * self.reduced else ""
+        much = f"reduced deviance {self.reduced:.2f} (noise alone gives 1, {MOST_REDUCED:g} is the limit)"
+        limit = f"(the first is 0; {MOST_OF_A_VIEW:g} is the limit of one)"
+        view = f", {alone:.2f} in view {worst} {limit}" if alone > 1.5 * self.reduced else ""
         return f"{much}{view}: expected and measured counts differ by {self.difference:.0%} beyond noise. {CAUSES}"
 
     def to_json(self) -> dict:
@@ -89,10 +90,11 @@ def measurement_support(measurement: Measurement, image: Tensor) -> MeasurementS
     by_view = (found / by_chance.clamp_min(1e-30)).cpu()
     return MeasurementSupport(deviance, torch.where(s > 0, spread, 0), total / noise, by_view, difference)
 
-# %% ../nbs/21_reconstruction.ipynb #c47a20da
+# %% ../nbs/21_reconstruction.ipynb #4925919a
 def support_figure(support: MeasurementSupport) -> plt.Figure:
     "Reduced deviance of each view, and the mean deviance of all views on the detector."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8), constrained_layout=True)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
+    fig.subplots_adjust(left=0.08, right=0.95, bottom=0.18, top=0.9, wspace=0.2)
     left.bar(range(len(support.by_view)), support.by_view.numpy(), color="C0")
     left.axhline(1, color="gray", lw=0.8)
     left.set(xlabel="view", ylabel="reduced deviance", title="by view (1: noise)")
@@ -238,10 +240,10 @@ def views_figure(
     unit, center = "photons per voxel, full dose", study.grid.center_mm
     fig = show_slices(shown, (z, y, x), top, study.grid.voxel_mm, unit, maps=below, middle_mm=center)
     deviance = f"reduced deviance of the last image {support.reduced:.3f} (1 = explained by the counts)"
-    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9, y=1 - 0.04 / len(below))
+    fig.suptitle(f"{study.counts:,.0f} counts, {len(study.views)} views; {deviance}", size=9, y=0.985)
     if support.warning:
-        words = textwrap.fill(f"Warning: {support.warning}", 150)
-        fig.text(0.01, 0.004, words, size=6.5, color="C3", va="bottom")
+        words = textwrap.fill(f"Warning: {support.warning}", 140)
+        fig.text(0.02, 1, words, size=7, color="C3", va="bottom")  # above the title, for a box drawn tightly round all
     return fig
 
 # %% ../nbs/21_reconstruction.ipynb #a65c6900
@@ -265,6 +267,6 @@ def write_result(
         save_image(tmp / "support.nii.gz", support.image, study.grid)
         pictures = {"views": views_figure(study, images, support, maps), "support": support_figure(support)}
         for name, figure in pictures.items():
-            figure.savefig(tmp / f"{name}.png", dpi=110)
+            figure.savefig(tmp / f"{name}.png", dpi=110, bbox_inches="tight" if support.warning else None)
             plt.close(figure)
         write_json(tmp / "result.json", result | support.to_json())

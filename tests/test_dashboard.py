@@ -258,7 +258,7 @@ def test_compare_and_export(dashboard, study, tmp_path):
     dashboard.results.export_to.value = str(tmp_path / "out")
     dashboard.results.export_button.click()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "image.nii.gz", "input.nii.gz", "support.nii.gz", "views.png", "result.json",
+        "image.nii.gz", "input.nii.gz", "support.nii.gz", "views.png", "support.png", "result.json",
     }  # fmt: skip
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert result["method"] == result["weights"]["method"] == "anchored" and result["weights"]["seed"] == 5

@@ -416,7 +416,7 @@ def test_a_view_that_lost_counts_is_named(study, measurement):
     assert not measurement_support(dataclasses.replace(measurement, counts=counts), truth).warning
     counts[2] = torch.round(counts[2] * 0.5)
     support = measurement_support(dataclasses.replace(measurement, counts=counts), truth)
-    assert int(support.by_view.argmax()) == 2 and "in view 2 (the first is 0)" in support.warning
+    assert int(support.by_view.argmax()) == 2 and "in view 2 (the first is 0;" in support.warning
 
 
 @pytest.mark.parametrize("weights", [PaperWeights(steps=3, iterations=12), AnchoredWeights(steps=3)])

@@ -917,3 +917,35 @@ def test_the_cache_has_a_limit_and_can_be_emptied(tmp_path, capsys, monkeypatch)
 def test_every_kind_of_file_is_still_read(tmp_path):
     "What the fuzzer spoils is whole to begin with."
     assert read_projections(FILES["projections"](tmp_path)).counts > 0
+
+
+# --- what was made of a file, in words --------------------------------------------------------------------------------
+
+
+def test_a_file_without_a_heart_keeps_the_whole_field_and_says_so(tmp_path, capsys):
+    path, out = tomo(tmp_path), tmp_path / "study"
+    assert main(["import", str(path), "--out", str(out), "--no-attenuation"]) == 0
+    said = capsys.readouterr()
+    assert "warning: no heart in view" in said.err and "--heart X Y Z" in said.err and "uniform" not in said.out
+    study = Study.load(out)
+    assert study.grid == ImageGrid((6, 8, 8), 6.0) and study.background is None and study.body is None
+    assert main(["import", str(path), "--out", str(out), "--heart", "-16", "22", "8"]) == 0
+    said, study = capsys.readouterr(), Study.load(out)
+    assert "uniform tissue of 0.12 per cm" in said.out and "as told" in said.out and not said.err
+    assert study.grid == ImageGrid() and study.body.grid.shape == (6, 8, 8)
+
+
+@pytest.mark.slow
+def test_a_result_that_its_counts_contradict_is_written_with_a_warning(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    study = simulate(torso(rng, tiny_grid()), tiny(), 2e5, rng)
+    study = replace(study, meta={"beyond_grid": 0.0})  # nothing lies there
+    lost = study.projections.clone()
+    lost[4] = torch.round(lost[4] / 5)
+    for counts, said in ((study.projections, ""), (lost, "warning: reduced deviance ")):
+        replace(study, projections=counts).save(tmp_path / "study")
+        argv = ["reconstruct", str(tmp_path / "study"), "--out", str(tmp_path / "out"), "--method", "osem"]
+        assert main([*argv, "--iterations", "12"]) == 0
+        told, warning = capsys.readouterr().err, json.loads((tmp_path / "out" / "result.json").read_text())["warning"]
+        assert bool(warning) == bool(said) and (f"warning: {warning}\n" in told if said else "warning" not in told)
+        assert (tmp_path / "out" / "support.png").stat().st_size > 5000
