@@ -155,8 +155,8 @@ class PaperWeights(Weights):
     )  # fmt: skip
     mlem_updates: int = described(1, "J", "", 1, 100, "MLEM updates per insertion", "eq. 12", shown=(1, 10))
     final_updates: int = described(
-        0, "K", "", 0, 1000, "MLEM updates of the finished image, after the last pull to x_in; none if λ_mlem is 0",
-        "ours: the whole of 10 C", shown=(0, 20),
+        1, "K", "", 0, 1000, "MLEM updates of the finished image, after the last pull to x_in; none if λ_mlem is 0",
+        "ours: the whole of 10 C, at least 1", shown=(0, 20),
     )  # fmt: skip
     jacobian: str = described(
         "network", "∂x̂0/∂x_t", "", 0, 0, "network: back-propagated; identity: that of a perfect denoiser",
@@ -184,7 +184,7 @@ class PaperWeights(Weights):
         if not 0 < count_level <= 1.5:
             raise InputError(f"count_level must be detected ÷ full-dose counts, in (0, 1.5], got {count_level}")
         chosen = {"lambda_dps": fitted_lambda_dps(count_level), "lambda_mlem": fitted_lambda_mlem(count_level)}
-        return cls(**(chosen | {"final_updates": int(10 * count_level)} | changes))
+        return cls(**(chosen | {"final_updates": max(1, int(10 * count_level))} | changes))
 
 # %% ../nbs/20_sampler.ipynb #b7a69b6c
 FLOOR = 1e-3  # smallest value an EM update starts from, in the network's intensity scale

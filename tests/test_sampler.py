@@ -447,7 +447,7 @@ def test_papers_weights_are_its_fits():
     paper = PaperWeights.for_level(0.05)
     assert (paper.steps, paper.start, paper.mlem_interval, paper.jacobian) == (25, 960, 1, "network")
     assert (paper.ancestral, paper.variance) == (5, "learned")
-    assert [PaperWeights.for_level(c).final_updates for c in (0.05, 0.2, 0.52, 1.0)] == [0, 2, 5, 10]
+    assert [PaperWeights.for_level(c).final_updates for c in (0.05, 0.2, 0.52, 1.0)] == [1, 2, 5, 10]
     assert paper.lambda_dps == pytest.approx(0.0698 * np.log(0.05) + 0.3454) == fitted_lambda_dps(0.05)
     assert paper.lambda_mlem == fitted_lambda_mlem(0.05)
     for wrong in (0.0, -1.0, 2.0):
