@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from diffspect_nb.baselines import best_gaussian, stacked
-from diffspect_nb.benchmark import guided, read_rows
+from diffspect_nb.benchmark import read_rows
 from diffspect_nb.cli_data import commit
 from diffspect_nb.core import last
 from diffspect_nb.files import atomic_path, write_json
 from diffspect_nb.geometry import dnm570c
+from diffspect_nb.methods import guided
 from diffspect_nb.mlem import mlem
 from diffspect_nb.observer import (
     PATIENTS,
