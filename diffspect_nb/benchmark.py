@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -141,10 +141,11 @@ def patient_blocks(
         if classical and missing:
             yield list(classical_rows(patient, missing, n_iter))
         for setting, acquired in group.items():
+            blind = replace(acquired, truth=None, reference=None, heart=None)
             for method, run in methods.items():
                 if not done(setting, method):
                     started = time.perf_counter()
-                    image = last(run(acquired)).image.cpu()
+                    image = last(run(blind)).image.cpu()
                     yield patient.rows(setting, acquired, method, image, time.perf_counter() - started)
 
 
