@@ -1,13 +1,16 @@
 """What one patient costs: processor seconds of one thread, and memory, of each part of `diffspect benchmark`.
 
     python benchmarks/scale.py [--seed 930000] [--json benchmarks/scale.json]
+    python benchmarks/scale.py --show          measures nothing: the table of what many patients take
 
 Two settings are run, all views and nine; the others follow from them, since a method's time is a constant and a share
 for each view. `docs/site/howto/scale.md` tells what comes of it for many patients on many cores."""
 
 import argparse
+import math
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +19,7 @@ from diffspect_nb.benchmark import COUNTS, VIEWS, Patient, classical_rows, same_
 from diffspect_nb.cli_data import commit
 from diffspect_nb.cohort import FIRST_TEST, held_out_study
 from diffspect_nb.core import last
-from diffspect_nb.files import write_json
+from diffspect_nb.files import read_json, write_json
 from diffspect_nb.methods import Named
 
 SETTINGS = {"counts 0.05": 19, "views 9": 9}  # setting → views
@@ -60,21 +63,43 @@ def patient_seconds(parts: dict, methods: tuple[str, ...] = ("anchored",)) -> fl
     return parts["made"] + parts["reference"] + each
 
 
+def efficiency() -> float:
+    "Share of its own speed that each of two processes on two cores keeps, as `benchmarks/speed.py` found it."
+    rows = read_json(Path(__file__).with_name("speed.json")).values()
+    return min(2 / row["beside_a_second_one_ratio"] for row in rows if "beside_a_second_one_ratio" in row)
+
+
+def table(parts: dict) -> Iterator[str]:
+    "Wall time of many patients on many cores: rounds of one patient a core."
+    kept = efficiency()
+    one = sum(parts["counts 0.05"][what] for what in ("acquired", "anchored"))
+    yield f"{'':27s} {'s a patient':>12s}" + "".join(f"{f'{c:,} cores':>14s}" for c in CORES)
+    for what, cost in (("one image", one), ("benchmark, 11 settings", patient_seconds(parts))):
+        for n in PATIENTS:
+            walls = (math.ceil(n / cores) * cost / kept for cores in CORES)
+            yield f"{n:7,} × {what:25s} {cost:4.0f}" + "".join(f"{duration(wall):>14s}" for wall in walls)
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=FIRST_TEST)
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--show", action="store_true", help="print the table of an earlier measurement")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    parts = measured(args.seed)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    whole = patient_seconds(parts)
-    about = {"parts_s": parts, "patient_s": round(whole, 1), "peak_memory_gib": round(memory, 2), "commit": commit()}
-    write_json(args.json, about)
-    print(about)
-    for n in PATIENTS:
-        hours = ", ".join(f"{whole * n / cores / 3600:,.1f} h on {cores} cores" for cores in CORES)
-        print(f"{n:,} patients: {hours}")
+    if not args.show:
+        torch.set_num_threads(1)
+        parts = measured(args.seed)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        about = {"patient_s": round(patient_seconds(parts), 1), "peak_memory_gib": round(memory, 2), "commit": commit()}
+        write_json(args.json, {"parts_s": parts} | about)
+    print("\n".join(table(read_json(args.json)["parts_s"])))
 
 
 if __name__ == "__main__":
