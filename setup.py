@@ -49,7 +49,7 @@ setup(
     cmdclass={"build_py": BuildWithSamples},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={"dev": shlex.split(cfg["dev_requirements"]), "app": shlex.split(cfg["app_requirements"])},
+    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in ("dev", "app", "cluster")},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

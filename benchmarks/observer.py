@@ -9,21 +9,20 @@ without one, how deep a defect the image shows at the place (false contrast)."""
 import argparse
 import csv
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from diffspect_nb.baselines import best_gaussian, stacked
-from diffspect_nb.benchmark import guided, read_rows
 from diffspect_nb.cli_data import commit
 from diffspect_nb.core import last
 from diffspect_nb.files import atomic_path, write_json
 from diffspect_nb.geometry import dnm570c
+from diffspect_nb.methods import guided
 from diffspect_nb.mlem import mlem
 from diffspect_nb.observer import (
     PATIENTS,
@@ -37,7 +36,8 @@ from diffspect_nb.observer import (
 )
 from diffspect_nb.prior import DEFAULT_PRIOR, Prior, pretrained
 from diffspect_nb.study import Study, reduced
-from diffspect_nb.uncertainty import fingerprint, start_worker
+from diffspect_nb.uncertainty import fingerprint
+from diffspect_nb.work import read_rows, run_units, workers_of
 
 FULL = ("counts 1.0", "MLEM-50")
 METHODS = ("MLEM-50", "MLEM-50, best Gaussian", "guided")
@@ -75,6 +75,11 @@ def patient_lines(seed: int, settings: list[str], prior_name: str, device: str, 
     return lines
 
 
+def unit(seed: int, settings: list[str], prior_name: str, device: str, done: set) -> Iterator[list[dict]]:
+    "One patient's lines as a unit of work."
+    yield patient_lines(seed, settings, prior_name, device, done)
+
+
 def table(rows: list[dict]) -> list[dict]:
     "One row per setting and method over the patients that have them all."
     groups: dict[tuple[str, str], dict[int, dict]] = {}
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--prior", default=DEFAULT_PRIOR)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the guided images")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--dask", metavar="ADDRESS", help="instead: the workers of a Dask cluster")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -120,15 +126,11 @@ def main() -> None:
     wanted = {(seed, *FULL) for seed in patients}
     wanted |= {(seed, setting, method) for seed in patients for setting in args.settings for method in METHODS}
     missing = sorted({seed for seed, *_ in wanted - done})
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, context, start_worker) as pool:
-        common = args.settings, args.prior, args.device, done
-        jobs = {pool.submit(patient_lines, seed, *common): seed for seed in missing}
-        for i, job in enumerate(as_completed(jobs), 1):
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in job.result())
-            rows += job.result()
-            print(f"patient {jobs[job]}: {i} of {len(jobs)}", flush=True)
+    common = args.settings, args.prior, args.device, done
+    units = {f"patient {seed}": partial(unit, seed, *common) for seed in missing}
+    for i, found in enumerate(run_units(path, units, workers_of(args.workers, args.dask)), 1):
+        rows += found
+        print(f"patient {found[0]['seed']}: {i} of {len(units)}", flush=True)
     rows.sort(key=lambda r: (r["seed"], r["setting"] != FULL[0], r["setting"], METHODS.index(r["method"])))
     with atomic_path(path) as tmp:
         tmp.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

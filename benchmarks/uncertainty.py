@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffspect_nb.benchmark import guided, read_rows
+from diffspect_nb.benchmark import read_rows
 from diffspect_nb.cli_data import commit
 from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION
 from diffspect_nb.core import last
 from diffspect_nb.files import atomic_path, write_csv, write_json
+from diffspect_nb.methods import guided
 from diffspect_nb.observer import area_under_roc
 from diffspect_nb.prior import DEFAULT_PRIOR, pretrained
 from diffspect_nb.probe import probe_pair, quick_image

@@ -5,10 +5,11 @@
 # %% ../nbs/50_benchmark.ipynb #aac1f8f1
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,37 +21,22 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from .baselines import best_filter, best_stop, best_tv, stacked
-from .core import InputError, Step, last
+from .core import InputError, last
+from .methods import Method
 from .metrics import contrast_errors, defect_regions, masks_of, score
 from .mlem import mlem, osem
-from .prior import Prior
-from .reconstruction import reconstruction_steps
-from .sampler import Weights
 from .study import Study, reduced
 from .surroundings import surrounded
+from .work import Workers, read_rows, run_units
 
 # %% auto #0
-__all__ = ['COUNTS', 'VIEWS', 'Method', 'LAST_CLASSICAL', 'CLASSICAL', 'FULL_DOSE', 'METRICS', 'Table', 'LABELS', 'guided',
-           'Patient', 'classical_rows', 'same_views', 'patient_blocks', 'patient_rows', 'run_benchmark', 'read_rows',
-           'table_of', 'interval', 'gains', 'paired', 'summary', 'differences', 'what_got_worse', 'plot_curves',
-           'plot_strip']
+__all__ = ['COUNTS', 'VIEWS', 'LAST_CLASSICAL', 'CLASSICAL', 'FULL_DOSE', 'METRICS', 'Table', 'LABELS', 'Patient',
+           'classical_rows', 'same_views', 'patient_blocks', 'patient_rows', 'run_benchmark', 'table_of', 'interval',
+           'gains', 'paired', 'summary', 'differences', 'what_got_worse', 'plot_curves', 'plot_strip']
 
 # %% ../nbs/50_benchmark.ipynb #c6d115ac
 COUNTS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)  # doses, all views
 VIEWS = (1, 3, 5, 7, 9)  # central views, full dose
-
-# %% ../nbs/50_benchmark.ipynb #2a816c7c
-Method = Callable[[Study], Iterator[Step]]  # last image: (z, y, x), full-dose photons
-
-
-def guided(prior: Prior, weights_for: Callable[[Study], Weights] | None = None) -> Method:
-    "Our method, run where the prior is; the weights decide the walk (default: `AnchoredWeights.for_study`)."
-
-    def method(study: Study) -> Iterator[Step]:
-        weights = weights_for(study) if weights_for else None
-        yield from reconstruction_steps(study, weights, prior)
-
-    return method
 
 # %% ../nbs/50_benchmark.ipynb #4c524777
 @dataclass(frozen=True, eq=False)
@@ -155,10 +141,11 @@ def patient_blocks(
         if classical and missing:
             yield list(classical_rows(patient, missing, n_iter))
         for setting, acquired in group.items():
+            blind = replace(acquired, truth=None, reference=None, heart=None)
             for method, run in methods.items():
                 if not done(setting, method):
                     started = time.perf_counter()
-                    image = last(run(acquired)).image.cpu()
+                    image = last(run(blind)).image.cpu()
                     yield patient.rows(setting, acquired, method, image, time.perf_counter() - started)
 
 
@@ -178,40 +165,37 @@ def run_benchmark(
     studies: dict[str, Callable[[], Study]],  # name → how to make it
     settings: Sequence[str],
     methods: dict[str, Method],
+    workers: Workers | Executor | None = None,  # a patient to each; default: here. Elsewhere all must be picklable
     **options: Any,  # of `patient_blocks`
 ) -> Iterator[dict]:
-    "Run what is missing, append it to the file block by block, and yield each row."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    there = {(r["study"], r["setting"], r["method"]) for r in read_rows(path)} if path.exists() else set()
+    "Run what is missing, append it to the file block by block (elsewhere: patient by patient), and yield each row."
+    there: dict[str, set[tuple[str, str]]] = {name: set() for name in studies}
+    for row in read_rows(path) if Path(path).exists() else ():
+        there.setdefault(row["study"], set()).add((row["setting"], row["method"]))
     every = [*methods, LAST_CLASSICAL] if options.get("classical", True) else list(methods)
-    for name, make in studies.items():
-        if all((name, s, m) in there for s in settings for m in every):
-            continue
+    wanted = {(setting, method) for setting in settings for method in every}
+    units = {
+        name: partial(_unit, make, name, settings, methods, there[name], options)
+        for name, make in studies.items()
+        if wanted - there[name]
+    }
+    yield from chain.from_iterable(run_units(path, units, workers))
 
-        def done(setting: str, method: str, name: str = name) -> bool:
-            return (name, setting, method) in there
 
-        for rows in patient_blocks(make(), name, settings, methods, done, **options):
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            yield from rows
+def _unit(
+    make: Callable[[], Study],
+    name: str,
+    settings: Sequence[str],
+    methods: dict[str, Method],
+    there: set[tuple[str, str]],  # (setting, method)
+    options: dict[str, Any],
+) -> Iterator[list[dict]]:
+    "What one patient lacks."
 
-# %% ../nbs/50_benchmark.ipynb #cb431b4a
-def read_rows(path: str | Path) -> list[dict]:
-    """The rows of a benchmark file; a last line cut short by an interruption is ignored.
+    def done(setting: str, method: str) -> bool:
+        return (setting, method) in there
 
-    Raises `InputError` if there is no such file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such benchmark file")
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    yield from patient_blocks(make(), name, settings, methods, done, **options)
 
 # %% ../nbs/50_benchmark.ipynb #1b266d67
 CLASSICAL = ("MLEM-50", "OSEM, 5 × 4", "best stop", "best Gaussian", LAST_CLASSICAL)
@@ -295,12 +279,12 @@ def summary(rows: Sequence[dict]) -> list[dict]:
 # %% ../nbs/50_benchmark.ipynb #b50989e4
 def differences(rows: Sequence[dict], method: str) -> list[dict]:
     "Paired differences of `method` to every rival at every setting, by every metric in every mask, against the truth."
-    out = []
+    out, others = [], [r["method"] for r in rows if r["method"] != method]
     for mask in dict.fromkeys(r["mask"] for r in rows):
         for key, sign in METRICS.items():
             found = table_of(rows, key, mask)
             for setting in (s for s in _settings_in(found) if (s, method) in found):
-                for rival in ("best classical", *CLASSICAL, *FULL_DOSE):
+                for rival in dict.fromkeys(("best classical", *CLASSICAL, *FULL_DOSE, *others)):
                     a, b = found[setting, method], found.get((setting, rival), {})
                     if both := [a[s] - b[s] for s in a if s in b]:
                         line = {"mask": mask, "metric": key, "setting": setting, "method": method, "rival": rival}

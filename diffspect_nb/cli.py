@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffspect_nb
-from .cli_tune import tune_options
+from .cli_tune import tune_options, workers_options
 
 if TYPE_CHECKING:
     from diffspect_nb.sampler import Weights
@@ -167,14 +167,14 @@ def demo_options(sub: argparse.ArgumentParser) -> None:
 # %% ../nbs/68_cli.ipynb #3505f849
 def reconstruct_options(sub: argparse.ArgumentParser) -> None:
     "Of `diffspect reconstruct`."
-    from diffspect_nb.cli_study import DEFAULT_METHOD, METHODS, WALKS
+    from diffspect_nb.methods import DEFAULT_METHOD, PLUGIN_HELP, WALKS
 
     sub.add_argument("study", nargs="?", help="study folder")
     text = "repeat an earlier reconstruction: its study, options and weights"
     sub.add_argument("--from", dest="earlier", metavar="RESULT.JSON", help=text)
     sub.add_argument("--out", required=True, help="folder for image.nii.gz, support.nii.gz, views.png and result.json")
     text = "anchored: fresh noise and a Poisson anchor; paper: DiffSPECT-3D's walk; mlem, osem: classical"
-    sub.add_argument("--method", choices=METHODS, help=f"{text} (default {DEFAULT_METHOD})")
+    sub.add_argument("--method", metavar="NAME", help=f"{text}; {PLUGIN_HELP} (default {DEFAULT_METHOD})")
     sub.add_argument("--counts", type=float, help="share of the study's counts to keep, 0 … 1 (binomial thinning)")
     sub.add_argument("--views", type=int, help="number of central views to keep")
     priors = ", ".join(f"{method}: {kind.prior}" for method, kind in WALKS.items())
@@ -285,7 +285,7 @@ def train_options(sub: argparse.ArgumentParser) -> None:
 def benchmark_options(sub: argparse.ArgumentParser) -> None:
     "Of `diffspect benchmark`."
     from diffspect_nb.cohort import FIRST_TEST
-    from diffspect_nb.prior import DEFAULT_PRIOR
+    from diffspect_nb.methods import DEFAULT_METHOD, METHODS, PLUGIN_HELP
 
     sub.add_argument("--out", default="out/benchmark", help="folder for rows, tables and figures")
     text = "where the guided images are computed; the classical ones are always on the CPU"
@@ -294,10 +294,14 @@ def benchmark_options(sub: argparse.ArgumentParser) -> None:
     text = "seed of the first; tests start at 930000, validation at 910000"
     sub.add_argument("--first-seed", type=int, default=FIRST_TEST, help=text)
     sub.add_argument("--real", help="folder of the PhysioNet 530c set: its scans become five more studies")
-    sub.add_argument("--prior", default=DEFAULT_PRIOR, help="shipped checkpoint or a .safetensors file")
+    text = f"{', '.join(METHODS)}, {PLUGIN_HELP}; may be repeated (default {DEFAULT_METHOD})"
+    sub.add_argument("--method", action="append", metavar="NAME", help=text)
+    sub.add_argument("--prior", help="of a walk: shipped checkpoint or a .safetensors file (default: its own)")
     text = "only these, e.g. 'counts 0.05' 'views 9'"
     sub.add_argument("--settings", nargs="+", metavar="SETTING", help=text)
     sub.add_argument("--quick", action="store_true", help="one patient, three settings, 100 MLEM iterations")
+    sub.add_argument("--tiny", action="store_true", help="likewise by a toy scanner: tries a method's code in seconds")
+    workers_options(sub)
     text = "also draw a picture strip per setting for the first study"
     sub.add_argument("--strips", action="store_true", help=text)
     text = "instead: the paper's method with its terms added one by one"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,22 +37,20 @@ from diffspect_nb.files import (
     write_csv,
     write_json,
 )
-from .geometry import named_scanner
+from .geometry import named_scanner, tiny_grid
 from .memory import check_memory
+from .methods import DEFAULT_METHOD, METHODS, WALKS, Method, Named, address_of, plugins
 from .metrics import score, score_table
 from .mlem import mlem, osem
 from .prior import pretrained
 from .recipe import image_as_phantom, simulate_mismatched
 from .reconstruction import versions
-from .sampler import PaperWeights, Weights
+from .sampler import PaperWeights
 from .study import Study, simulate
-
-if TYPE_CHECKING:
-    from diffspect_nb.benchmark import Method
 
 # %% auto #0
 __all__ = ['OURS', 'ABLATION', 'run_simulate', 'with_ct', 'focused', 'run_import', 'run_fetch', 'run_evaluate', 'run_train',
-           'commit', 'real_studies', 'benchmark_methods', 'benchmark_settings', 'benchmark_studies',
+           'commit', 'real_studies', 'benchmark_methods', 'in_tables', 'benchmark_settings', 'benchmark_studies',
            'run_benchmark_command', 'run_scanner', 'run_info']
 
 # %% ../nbs/67_cli_data.ipynb #888a1967
@@ -220,26 +218,29 @@ def real_studies(folder: str | Path) -> dict[str, Callable[[], Study]]:
     """Up to five real scans of the PhysioNet 530c set taken as activity, behind acquisitions of their own.
 
     Heart regions where there is an expert's mask."""
-    from diffspect_nb.cohort import draw_mismatch
-    from diffspect_nb.dicom import read_activity, scans_in
-    from diffspect_nb.phantom import dilate
-
-    def make(path: Path, mask: Path | None, number: int) -> Study:
-        activity, own = read_activity(path)
-        grid = replace(own, center_mm=(0.0, 0.0, 0.0))
-        rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
-        still = (0.0, 0.0, 0.0)  # a scan has moved already, and has no CT
-        placed = replace(draw_mismatch(rng), ct_shift_mm=still, ct_turn_deg=still)
-        mismatch = replace(placed, breathing_mm=still, drift_mm=still)
-        study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
-        heart = None if mask is None else dilate(load_mask(mask, own), 5)
-        return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})
+    from diffspect_nb.dicom import scans_in
 
     scans = list(scans_in(folder).items())[:5]
-    return {f"real scan {i + 1}": partial(make, path, mask, i) for i, (path, mask) in enumerate(scans)}
+    return {f"real scan {i + 1}": partial(_real_study, path, mask, i) for i, (path, mask) in enumerate(scans)}
+
+
+def _real_study(path: Path, mask: Path | None, number: int) -> Study:
+    from diffspect_nb.cohort import draw_mismatch
+    from diffspect_nb.dicom import read_activity
+    from diffspect_nb.phantom import dilate
+
+    activity, own = read_activity(path)
+    grid = replace(own, center_mm=(0.0, 0.0, 0.0))
+    rng, scanner = np.random.default_rng([number, 530]), named_scanner("dnm570c")
+    still = (0.0, 0.0, 0.0)  # a scan has moved already, and has no CT
+    placed = replace(draw_mismatch(rng), ct_shift_mm=still, ct_turn_deg=still)
+    mismatch = replace(placed, breathing_mm=still, drift_mm=still)
+    study = simulate_mismatched(image_as_phantom(activity, grid), scanner, grid, 8e6, rng, mismatch)
+    heart = None if mask is None else dilate(load_mask(mask, own), 5)
+    return replace(study, mu=None, heart=heart, meta=study.meta | {"seed": number})
 
 # %% ../nbs/67_cli_data.ipynb #b3eb72d3
-OURS = "guided"
+OURS = "guided"  # the default method in tables
 ABLATION: dict[str, dict[str, float]] = {  # what is left out of the paper's method
     "start": {"lambda_dps": 0.0, "tv_weight": 0.0, "lambda_mlem": 0.0},
     "+ DPS": {"tv_weight": 0.0, "lambda_mlem": 0.0},
@@ -249,53 +250,64 @@ ABLATION: dict[str, dict[str, float]] = {  # what is left out of the paper's met
 
 
 def benchmark_methods(args: argparse.Namespace) -> dict[str, Method]:
-    "Ours, or with --ablation the paper's method with its terms added one by one."
-    from diffspect_nb.benchmark import guided
+    """Those asked for by name, else ours, or with --ablation the paper's with its terms added one by one.
 
-    if not args.ablation:
-        return {OURS: guided(pretrained(args.prior, args.device))}
-    paper = pretrained(PaperWeights.prior, args.device)
+    Raises `InputError` on a method that cannot be had, before any work is done."""
+    if args.ablation:
+        if args.method:
+            raise InputError("--ablation takes the paper's method apart: leave out --method")
+        paper = partial(Named, PaperWeights.method, device=args.device)
+        return {name: paper(changes=tuple(changes.items())).ready() for name, changes in ABLATION.items()}
+    names = dict.fromkeys(args.method or [DEFAULT_METHOD])
+    if args.prior and not any(name in WALKS for name in names):
+        raise InputError(f"--prior belongs to methods {' and '.join(WALKS)}, not {', '.join(names)}")
+    priors = {name: args.prior for name in WALKS}
+    return {in_tables(name): Named(name, priors.get(name), args.device).ready() for name in names}
 
-    def without(changes: dict[str, float]) -> Callable[[Study], Weights]:
-        return lambda study: PaperWeights.for_study(study, **changes)
 
-    return {name: guided(paper, without(changes)) for name, changes in ABLATION.items()}
+def in_tables(name: str) -> str:
+    "What a method's rows are called."
+    return OURS if name == DEFAULT_METHOD else name
 
 # %% ../nbs/67_cli_data.ipynb #a5ad9811
 def benchmark_settings(args: argparse.Namespace) -> list[str]:
     "Those asked for, else all, three (--quick) or two (--ablation). Raises `InputError` on one that there is not."
     from diffspect_nb.benchmark import COUNTS, VIEWS
 
+    few = ["counts 0.05", "counts 1.0", "views 3" if args.tiny else "views 9"]
     every = [f"counts {c}" for c in COUNTS] + [f"views {v}" for v in VIEWS]
     if unknown := [s for s in args.settings or () if s not in every]:
         raise InputError(f"--settings has no {unknown[0]!r}; there are {', '.join(map(repr, every))}")
     if args.ablation:
         return args.settings or ["counts 0.05", "views 9"]
-    return args.settings or (["counts 0.05", "counts 1.0", "views 9"] if args.quick else every)
+    return args.settings or (few if args.quick or args.tiny else every)
 
 # %% ../nbs/67_cli_data.ipynb #74f7d4bc
 def benchmark_studies(args: argparse.Namespace) -> dict[str, Callable[[], Study]]:
     "Patients by name, and how to make each. Raises `InputError` if there are none."
     from diffspect_nb.cohort import held_out_study
 
-    n = min(args.studies, 1) if args.quick else args.studies
+    n = min(args.studies, 1) if args.quick or args.tiny else args.studies
+    scanner, kind = (("tiny", tiny_grid()), "tiny patient") if args.tiny else ((), "patient")
     if n < 0 or (n == 0 and not args.real):
         raise InputError(f"--studies must be at least 1, or 0 with --real, got {n}")
     seeds = range(args.first_seed, args.first_seed + n)
-    studies: dict[str, Callable[[], Study]] = {f"patient {seed}": partial(held_out_study, seed) for seed in seeds}
-    return studies | (real_studies(args.real) if args.real else {})
+    made: dict[str, Callable[[], Study]] = {f"{kind} {s}": partial(held_out_study, s, *scanner) for s in seeds}
+    return made | (real_studies(args.real) if args.real else {})
 
 # %% ../nbs/67_cli_data.ipynb #fc9cff98
 def run_benchmark_command(args: argparse.Namespace) -> None:
     "`diffspect benchmark`"
-    from diffspect_nb.benchmark import read_rows, run_benchmark, summary
+    from diffspect_nb.benchmark import run_benchmark, summary
+    from diffspect_nb.work import read_rows, workers_of
 
     out, settings, started = writable(args.out), benchmark_settings(args), time.perf_counter()
     studies, methods = benchmark_studies(args), benchmark_methods(args)
-    options: dict[str, Any] = {"n_iter": 100} if args.quick else {}
+    workers = workers_of(args.workers, args.dask)
+    options: dict[str, Any] = {"n_iter": 100} if args.quick or args.tiny else {}
     name = "ablation" if args.ablation else "rows"
     options |= {"classical": False} if args.ablation else {}
-    for row in run_benchmark(out / f"{name}.jsonl", studies, settings, methods, **options):
+    for row in run_benchmark(out / f"{name}.jsonl", studies, settings, methods, workers, **options):
         if row["method"] in methods and (row["mask"], row["reference"]) == ("heart", "truth"):
             found = f"{row['method']} {row['psnr_db']:.2f} dB in the heart, {row['seconds']:.1f} s"
             spent = f"{time.perf_counter() - started:6.0f} s"
@@ -305,30 +317,47 @@ def run_benchmark_command(args: argparse.Namespace) -> None:
     if args.ablation:
         print(f"wrote ablation.jsonl and ablation.csv to {out}")
         return
-    _write_tables(out, rows, settings, args.prior)
+    _write_tables(out, rows, settings, methods)
     if args.strips:
         _draw_strips(out, studies, settings, methods, options)
     files = "rows.jsonl, summary.csv, differences.csv, worse.csv and figures"
     print(f"wrote {files} to {out}; {time.perf_counter() - started:.0f} s")
 
 # %% ../nbs/67_cli_data.ipynb #6ef3b21b
-def _write_tables(out: Path, rows: list[dict], settings: Sequence[str], prior: str) -> None:
+def _write_tables(out: Path, rows: list[dict], settings: Sequence[str], methods: dict[str, Method]) -> None:
     "Differences with intervals, what got worse, curves, and about.json; the heart's differences are printed."
     from diffspect_nb.benchmark import differences, plot_curves, what_got_worse
 
-    found = differences(rows, OURS)
+    found = [line for method in methods for line in differences(rows, method)]
     write_csv(out / "differences.csv", found)
-    write_csv(out / "worse.csv", what_got_worse(rows, OURS))
-    shown, keys = (OURS, "best classical", "MLEM-50", "best Gaussian", "best TV"), ("psnr_db", "nrmse", "defect_error")
-    there = [key for key in keys if any(r[key] is not None for r in rows)]
-    save_figures(out, {f"curves_{key}.png": plot_curves(rows, shown, key) for key in there})
+    write_csv(out / "worse.csv", what_got_worse(rows, next(iter(methods))))
+    shown = (*methods, "best classical", "MLEM-50", "best Gaussian", "best TV")
+    keys = [k for k in ("psnr_db", "nrmse", "defect_error") if any(r[k] is not None for r in rows)]
+    save_figures(out, {f"curves_{key}.png": plot_curves(rows, shown, key) for key in keys})
     about: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "versions": versions()}
-    about |= {"prior": pretrained(prior).provenance, "studies": sorted({r["study"] for r in rows})}
-    write_json(out / "about.json", about | {"settings": list(settings)})
-    title = f"PSNR in the heart against the truth, {OURS} minus the best classical image of the same data"
-    print(f"\n{title} (95 % interval):")
-    for d in found:
-        if (d["metric"], d["mask"], d["rival"]) == ("psnr_db", "heart", "best classical"):
+    about |= {"studies": sorted({r["study"] for r in rows}), "settings": list(settings)}
+    write_json(out / "about.json", about | _about_methods(methods))
+    _say_differences(found)
+
+
+def _about_methods(methods: dict[str, Method]) -> dict[str, Any]:
+    "Where each comes from; `prior` is that of the first that has one."
+    named = {row: method for row, method in methods.items() if isinstance(method, Named)}
+    walks = [m for m in named.values() if m.name in WALKS]
+    addresses = {row: m.name if m.name in METHODS else address_of(m.name) for row, m in named.items()}
+    if not walks:
+        return {"methods": addresses}
+    prior = walks[0].prior or WALKS[walks[0].name].prior
+    return {"methods": addresses, "prior": pretrained(prior).provenance}
+
+
+def _say_differences(found: Sequence[dict]) -> None:
+    "Each method's differences to the best classical image in the heart."
+    wanted = [d for d in found if (d["metric"], d["mask"], d["rival"]) == ("psnr_db", "heart", "best classical")]
+    for method in dict.fromkeys(d["method"] for d in wanted):
+        title = f"PSNR in the heart against the truth, {method} minus the best classical image of the same data"
+        print(f"\n{title} (95 % interval):")
+        for d in (d for d in wanted if d["method"] == method):
             gain = f"{d['difference']:+.2f} dB ({d['low']:+.2f} … {d['high']:+.2f})"
             print(f"  {d['setting']:12s} {gain}, worse in {d['studies_worse']} of {d['studies']}")
 
@@ -348,7 +377,7 @@ def _draw_strips(
     study = make()
     for _ in patient_rows(study, name, settings, methods, keep_images=images, **options):
         continue
-    shown = ("MLEM-50", "best stop", "best Gaussian", "best TV", OURS, "full-dose MLEM-50")
+    shown = ("MLEM-50", "best stop", "best Gaussian", "best TV", *methods, "full-dose MLEM-50")
     for setting in settings:
         figure = plot_strip(study, images, setting, shown)
         figure.savefig(out / f"strip_{setting.replace(' ', '_')}.png", dpi=90)
@@ -377,3 +406,6 @@ def run_info(args: argparse.Namespace) -> None:
     print(f"{'cache':14s} {folder}: {len(cached)} files, {size} ($DIFFSPECT_CACHE_GB; --clear-cache empties it)")
     for path in sorted((Path(diffspect_nb.__file__).parent / "weights").glob("*.safetensors")):
         print(f"{'checkpoint':14s} {path.stem}: {path.stat().st_size / 1e6:.1f} MB, sha256 {file_hash(path)[:16]}")
+    places = dict.fromkeys(METHODS, "built in") | plugins()
+    for name, place in places.items():
+        print(f"{'method':14s} {name}: {place}")

@@ -33,11 +33,12 @@ from diffspect_nb.files import (
     write_json,
 )
 from .memory import check_memory
+from .methods import CLASSICAL, DEFAULT_METHOD, METHODS, WALKS, Named, address_of, is_method
 from .metrics import masks_of, references_of, score, score_table, scores_of
-from .mlem import mlem_steps, subset_count
+from .mlem import mlem_steps
 from .prior import Prior, pretrained, pretrained_path
 from .reconstruction import MeasurementSupport, measurement_support, reconstruct, versions, write_result
-from .sampler import AnchoredWeights, PaperWeights, Weights, settings_of, weights_from_json
+from .sampler import AnchoredWeights, Weights, settings_of, weights_from_json
 from .slice_network import SliceUNet
 from .study import Study, reduced_study, sample_folder, study_hashes
 from .surroundings import surrounded
@@ -48,9 +49,9 @@ if TYPE_CHECKING:
     from diffspect_nb.uncertainty import Spread
 
 # %% auto #0
-__all__ = ['WALKS', 'CLASSICAL', 'METHODS', 'DEFAULT_METHOD', 'KEPT', 'REPEATED', 'writable', 'file_hash', 'save_figures',
-           'option_of', 'own_options', 'check_options', 'chosen_weights', 'earlier_result', 'earlier_study', 'repeat',
-           'Done', 'walked', 'iterated', 'run_reconstruct', 'run_probe', 'oracle_rivals', 'run_demo', 'run_read']
+__all__ = ['KEPT', 'REPEATED', 'writable', 'file_hash', 'save_figures', 'option_of', 'own_options', 'check_options',
+           'chosen_weights', 'earlier_result', 'earlier_study', 'repeat', 'Done', 'walked', 'iterated',
+           'run_reconstruct', 'run_probe', 'oracle_rivals', 'run_demo', 'run_read']
 
 # %% ../nbs/66_cli_study.ipynb #a44ad9f9
 def writable(folder: str | Path) -> Path:
@@ -72,12 +73,6 @@ def save_figures(folder: Path, figures: dict[str, plt.Figure]) -> None:
         plt.close(figure)
 
 # %% ../nbs/66_cli_study.ipynb #95a50451
-WALKS: dict[str, type[Weights]] = {kind.method: kind for kind in (AnchoredWeights, PaperWeights)}
-CLASSICAL = {"mlem": 50, "osem": 5}  # method → passes over the data, unless told otherwise
-METHODS = (*WALKS, *CLASSICAL)
-DEFAULT_METHOD = AnchoredWeights.method
-
-
 def option_of(name: str) -> str:
     "How an argument is spelled on the command line."
     return "--" + name.replace("_", "-")
@@ -87,6 +82,8 @@ def own_options(method: str) -> list[str]:
     "Names of the arguments that belong to a method; those that every method takes are not among them."
     if method in CLASSICAL:
         return ["iterations"]
+    if method not in WALKS:
+        return []  # a plug-in's own affair
     weights = [name for name in settings_of(WALKS[method]) if name != "seed"]
     return [*weights, "prior", *(["samples"] if method == "anchored" else [])]
 
@@ -97,7 +94,7 @@ def check_options(args: argparse.Namespace) -> None:
     for name in dict.fromkeys(name for method in METHODS for name in own_options(method)):
         if getattr(args, name) is not None and name not in own:
             owners = " and ".join(method for method in METHODS if name in own_options(method))
-            has = f"{args.method} has {', '.join(map(option_of, own))}"
+            has = f"{args.method} has {', '.join(map(option_of, own)) or 'none'}"
             raise InputError(f"{option_of(name)} belongs to method {owners}, not {args.method}; {has}")
 
 
@@ -139,7 +136,7 @@ def repeat(args: argparse.Namespace) -> Weights | None:
     made, options = earlier["input"], earlier["input"]["options"]
     if given := [option_of(n) for n in REPEATED if getattr(args, n) is not None]:
         raise InputError(f"--from repeats a result as it is: leave out {', '.join(given)}")
-    if "guidance" in earlier or earlier.get("method") not in METHODS or any(n not in options for n in KEPT):
+    if "guidance" in earlier or not is_method(earlier.get("method")) or any(n not in options for n in KEPT):
         version = (earlier.get("versions") or {}).get("diffspect_nb", "unknown")
         raise InputError(f"{path}: is of an older version ({version}) and cannot be repeated")
     args.method, args.study = earlier["method"], args.study or made["folder"]
@@ -215,15 +212,16 @@ def _check_prior(name: str, prior: Prior, study: Study) -> None:
 
 # %% ../nbs/66_cli_study.ipynb #f1bc51f0
 def iterated(args: argparse.Namespace, study: Study) -> Done:
-    "MLEM or OSEM."
-    passes = CLASSICAL[args.method] if args.iterations is None else args.iterations
-    if passes < 1:
-        raise InputError(f"--iterations must be at least 1, got {passes}")
-    measurement = surrounded(study, args.device).measurement(args.device)
-    subsets = 1 if args.method == "mlem" else subset_count(len(study.views or ()))
-    image = last(mlem_steps(measurement, passes, n_subsets=subsets, likelihood=False)).image
-    support = measurement_support(measurement, image)
-    return Done(image.cpu() / study.count_fraction, replace(support, image=support.image.cpu()), {"iterations": passes})
+    "MLEM, OSEM or a plug-in."
+    acquired = surrounded(study, args.device)
+    image = last(Named(args.method, device=args.device, passes=args.iterations)(acquired)).image.detach().float()
+    measurement = acquired.measurement(image.device)
+    support = measurement_support(measurement, image * study.count_fraction)
+    if args.method in CLASSICAL:
+        about: dict[str, Any] = {"iterations": args.iterations or CLASSICAL[args.method]}
+    else:
+        about = {"function": address_of(args.method)}
+    return Done(image.cpu(), replace(support, image=support.image.cpu()), about)
 
 # %% ../nbs/66_cli_study.ipynb #7cad36ae
 def run_reconstruct(args: argparse.Namespace) -> None:
@@ -232,6 +230,8 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     weights = repeat(args) if args.earlier else None
     args.method, args.seed, args.device = args.method or DEFAULT_METHOD, args.seed or 0, args.device or "cpu"
     check_options(args)
+    if args.method not in METHODS:
+        Named(args.method).ready()
     if args.samples is not None and args.samples < 2:
         raise InputError("--samples needs 2 walks or more: one has no spread")
     if not args.study:

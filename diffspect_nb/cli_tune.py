@@ -14,10 +14,18 @@ from pathlib import Path
 import diffspect_nb
 
 # %% auto #0
-__all__ = ['LEAST_PATIENTS', 'tune_options', 'run_tune', 'rows_of', 'about_of']
+__all__ = ['LEAST_PATIENTS', 'workers_options', 'tune_options', 'run_tune', 'rows_of', 'about_of']
 
 # %% ../nbs/67a_cli_tune.ipynb #28b69caa
 LEAST_PATIENTS = 8  # behind a weight that is shipped
+
+
+def workers_options(sub: argparse.ArgumentParser) -> None:
+    "Of every command whose work is one patient after another."
+    text = "processes of one thread on this machine, a patient to each (default 1: this one, with all its threads)"
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help=text)
+    text = "instead: the workers of a Dask cluster, such as tcp://10.0.0.1:8786 (needs diffspect_nb[cluster])"
+    sub.add_argument("--dask", metavar="ADDRESS", help=text)
 
 
 def tune_options(sub: argparse.ArgumentParser) -> None:
@@ -28,7 +36,7 @@ def tune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--settings", nargs="+", metavar="SETTING", help=text)
     sub.add_argument("--sweeps", nargs="+", metavar="WEIGHT", help="only these weights, in the order of the method's")
     sub.add_argument("--prior", help="shipped checkpoint or a .safetensors file; default: the method's own")
-    sub.add_argument("--workers", type=int, default=1, help="processes of one thread, a patient to each")
+    workers_options(sub)
     sub.add_argument("--out", default="out/tune", help="folder for trials, front and table")
     text = "write the table into the package, where every walk reads it"
     sub.add_argument("--ship", action="store_true", help=text)
@@ -41,39 +49,29 @@ def run_tune(args: argparse.Namespace) -> None:
     from diffspect_nb.core import InputError
     from diffspect_nb.files import write_json
     from diffspect_nb.tables import shipped_table
-    from diffspect_nb.tuning import (
-        SETTINGS,
-        SWEEPS,
-        Trial,
-        plot_front,
-        run_trials,
-        shipped_with,
-        tune_steps,
-        workers_of,
-    )
+    from diffspect_nb.tuning import SETTINGS, SWEEPS, Trial, plot_front, run_trials, shipped_with, tune_steps
+    from diffspect_nb.work import workers_of
 
     out, settings, started = writable(args.out), args.settings or SETTINGS, time.perf_counter()
     _check(args.settings, SETTINGS, "--settings")
     _check(args.sweeps, [sweep.name for sweep in SWEEPS[args.method]], "--sweeps")
-    if args.patients < 1 or args.workers < 1:
-        raise InputError(f"--patients and --workers must be at least 1, got {args.patients} and {args.workers}")
+    if args.patients < 1:
+        raise InputError(f"--patients must be at least 1, got {args.patients}")
+    workers = workers_of(args.workers, args.dask)
     if args.patients < LEAST_PATIENTS:
         print(f"note: {args.patients} patient(s) are an example; {LEAST_PATIENTS} choose a weight", file=sys.stderr)
     patients, path = range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients), out / f"{args.method}.jsonl"
 
-    with workers_of(args.workers) as executor:
+    def run(trials: Sequence[Trial]) -> list[dict]:
+        rows = run_trials(path, patients, trials, args.prior, workers)
+        for n, found in enumerate(rows, 1):
+            spent = f"{time.perf_counter() - started:6.0f} s"
+            who = f"patient {found[0]['patient']} ({n} of {len(patients)})"
+            print(f"{spent}  {who}: {len(found)} trials", flush=True)
+        return rows_of(path, patients)
 
-        def run(trials: Sequence[Trial]) -> list[dict]:
-            rows = run_trials(path, patients, trials, args.prior, executor)
-            for n, found in enumerate(rows, 1):
-                spent = f"{time.perf_counter() - started:6.0f} s"
-                print(
-                    f"{spent}  patient {found[0]['patient']} ({n} of {len(patients)}): {len(found)} trials", flush=True
-                )
-            return rows_of(path, patients)
-
-        for sweep, picked in tune_steps(args.method, patients, settings, run, args.sweeps):
-            print(f"after {sweep.name}: " + "; ".join(f"{s} {change or 'as it is'}" for s, change in picked.items()))
+    for sweep, picked in tune_steps(args.method, patients, settings, run, args.sweeps):
+        print(f"after {sweep.name}: " + "; ".join(f"{s} {change or 'as it is'}" for s, change in picked.items()))
     table = shipped_with(shipped_table(args.method), picked, about_of(args, patients))
     write_json(out / f"{args.method}.json", table)
     save_figures(out, {"front.png": plot_front(rows_of(path, patients), picked)})

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -62,6 +61,7 @@ from diffspect_nb.surroundings import (
     shell_matrix,
 )
 from .system import Measurement, SystemMatrix, cache_path
+from .work import RETRIES, Workers, workers_of
 
 # %% auto #0
 __all__ = ['FIRST_VALIDATION', 'FIRST_TEST', 'SHARED_SEED', 'TERRITORIES', 'USUAL_DEFECT', 'FILE_VERSION', 'KEPT', 'UNUSUAL',
@@ -352,12 +352,14 @@ class Cohort:
         return [(seed, kind) for kind in kinds for seed in self.seeds if not self.path(seed, kind).exists()]
 
     def make(
-        self, label: str = "truth", workers: int | None = None, device: str | torch.device = "cpu"
+        self, label: str = "truth", workers: int | Workers | None = None, device: str | torch.device = "cpu"
     ) -> Iterator[int]:
         """Simulate the missing patients, yielding each seed when its file is complete.
 
-        In `workers` processes (default: one per core); their images are reconstructed on `device`."""
-        return make_missing(self, label, workers or os.cpu_count() or 1, device)
+        In `workers` processes (default: one per core), or by `Workers` that share the cache folder; their images are
+        reconstructed on `device`. Raises `InputError` where a process is lost again and again."""
+        opened = workers if isinstance(workers, Workers) else workers_of(workers or os.cpu_count() or 1)
+        return make_missing(self, label, opened, device)
 
     def load(self, label: str = "truth") -> Patients:
         "All patients as the network sees them. Raises `InputError` if one is missing or damaged."
@@ -390,27 +392,32 @@ def _make_all(cohort: Cohort, jobs: list[Job], device: str | torch.device) -> No
         continue
 
 
-def make_missing(cohort: Cohort, label: str, workers: int, device: str | torch.device) -> Iterator[int]:
+def make_missing(cohort: Cohort, label: str, workers: Workers | None, device: str | torch.device) -> Iterator[int]:
     "What `Cohort.make` does."
-    missing = cohort.missing(label)
-    groups = job_groups(cohort, missing, workers)
-    workers = min(workers, len(groups))
-    if workers <= 1:
-        for group in groups:
+    paths = {job: cohort.path(*job) for job in cohort.missing(label)}
+    n = 1 if workers is None else workers.n or 1 + len(paths) // 8
+    if workers is None or len(job_groups(cohort, list(paths), n)) < 2:
+        for group in job_groups(cohort, list(paths), 1):
             yield from _make(cohort, group, device)
         return
     SystemMatrix.build(named_scanner(cohort.scanner), cohort.grid)  # into the cache, once
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        paths = {job: cohort.path(*job) for job in missing}
-        running = {pool.submit(_make_all, cohort, group, device) for group in groups}
-        while running:
-            done, running = wait(running, timeout=1.0)
-            complete = [job for job, path in paths.items() if path.exists()]
-            paths = {job: path for job, path in paths.items() if job not in complete}
-            yield from (seed for seed, _ in complete)
-            for finished in done:
-                finished.result()
+    for _ in range(1 + RETRIES):
+        try:
+            with workers.open() as pool:
+                groups = job_groups(cohort, list(paths), n)
+                running = {pool.submit(_make_all, cohort, group, device) for group in groups}
+                while running:
+                    done, running = wait(running, timeout=1.0)
+                    complete = [job for job, path in paths.items() if path.exists()]
+                    paths = {job: path for job, path in paths.items() if job not in complete}
+                    yield from (seed for seed, _ in complete)
+                    for finished in done:
+                        finished.result()
+            return
+        except BrokenExecutor:
+            continue
+    first, *_ = paths.values()
+    raise InputError(f"{first}: not made; a process was lost {RETRIES + 1} times (out of memory?): use fewer workers")
 
 # %% ../nbs/15_cohort.ipynb #a7caed0d
 def load_patients(cohort: Cohort, label: str) -> Patients:

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,9 +16,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 
-from .benchmark import COUNTS, VIEWS, interval, read_rows
+from .benchmark import COUNTS, VIEWS, interval
 from .cohort import generator_fingerprint, held_out_study
 from .core import InputError
 from .files import cache_dir
@@ -30,11 +27,12 @@ from .reconstruction import Beginning, beginning_steps, outcome, reconstruct
 from .sampler import AnchoredWeights, PaperWeights, Weights, settings_of
 from .study import Study, reduced
 from .surroundings import surrounded
+from .work import Workers, read_rows, run_units
 
 # %% auto #0
 __all__ = ['SETTINGS', 'DECIBELS_PER_CONTRAST', 'SWEEPS', 'KINDS', 'Sweep', 'validation_study', 'Trial', 'patient_trials',
-           'run_trials', 'workers_of', 'merit', 'gains_of', 'chosen', 'tune_steps', 'points_of', 'front_of',
-           'plot_front', 'shipped_with']
+           'run_trials', 'merit', 'gains_of', 'chosen', 'tune_steps', 'points_of', 'front_of', 'plot_front',
+           'shipped_with']
 
 # %% ../nbs/51_tuning.ipynb #d45092da
 SETTINGS = (*(f"counts {c}" for c in COUNTS), *(f"views {v}" for v in VIEWS))
@@ -128,37 +126,21 @@ def run_trials(
     patients: Sequence[int],
     trials: Sequence[Trial],
     prior: str | None = None,  # default: the method's own
-    executor: Executor | None = None,  # default: here, one patient after the other
+    workers: Workers | Executor | None = None,  # default: here, one patient after the other
 ) -> Iterator[list[dict]]:
     "Run the trials that the file lacks, append and yield the rows of each patient as it is finished."
-    path = Path(path)
-    there = {_key(row) for row in read_rows(path)} if path.exists() else set()
+    there = {_key(row) for row in read_rows(path)} if Path(path).exists() else set()
     missing = {p: [t for t in trials if _key(t.about(p)) not in there] for p in patients}
-    work = [partial(patient_trials, p, left, prior) for p, left in missing.items() if left]
-    if executor is None:
-        found: Iterator[list[dict]] = (task() for task in work)
-    else:
-        found = (task.result() for task in as_completed([executor.submit(task) for task in work]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for rows in found:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        yield rows
+    units = {f"patient {p}": partial(_unit, p, left, prior) for p, left in missing.items() if left}
+    yield from run_units(path, units, workers)
+
+
+def _unit(patient: int, trials: Sequence[Trial], prior: str | None) -> Iterator[list[dict]]:
+    yield patient_trials(patient, trials, prior)
 
 
 def _key(row: dict) -> tuple:
     return tuple(row[name] for name in ("patient", "method", "setting", "change"))
-
-
-@contextmanager
-def workers_of(n: int) -> Iterator[Executor | None]:
-    "A pool of n processes of one thread each: two of them beat one of two threads. None where one is asked for."
-    if n == 1:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield pool
 
 # %% ../nbs/51_tuning.ipynb #2b56a619
 def merit(row: dict) -> float:

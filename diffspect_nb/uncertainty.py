@@ -10,8 +10,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -34,11 +32,12 @@ from .sampler import AnchoredWeights, Denoise, Weights
 from .study import Study
 from .surroundings import surrounded
 from .system import SystemMatrix, cache_path
+from .work import start_worker
 
 # %% auto #0
-__all__ = ['LEVELS', 'FITTED', 'resampled', 'Walks', 'start_worker', 'of_one_field', 'sample_steps', 'posterior_samples',
-           'Spread', 'spread', 'coverage', 'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint',
-           'Calibration', 'uncertainty_of']
+__all__ = ['LEVELS', 'FITTED', 'resampled', 'Walks', 'of_one_field', 'sample_steps', 'posterior_samples', 'Spread', 'spread',
+           'coverage', 'interval_score', 'fit_temperature', 'plot_coverage', 'fingerprint', 'Calibration',
+           'uncertainty_of']
 
 # %% ../nbs/22_uncertainty.ipynb #ea51c664
 def resampled(study: Study, seed: int) -> Study:
@@ -72,19 +71,6 @@ class Walks:
         return reconstruct(study, weights, self.prior, self.denoise, beginning=start).image.cpu()
 
 # %% ../nbs/22_uncertainty.ipynb #c7430206
-def start_worker() -> None:
-    "Initialiser for a pool's processes: one thread each, deaf to Ctrl-C, and none outlives its parent."
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
 @lru_cache(maxsize=1)  # a matrix takes gigabytes
 def _unpacked(payload: bytes) -> Walks:
     try:

@@ -11,7 +11,6 @@ from diffspect_nb.benchmark import (
     CLASSICAL,
     differences,
     gains,
-    guided,
     interval,
     paired,
     patient_blocks,
@@ -28,6 +27,7 @@ from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study, si
 from diffspect_nb.core import InputError
 from diffspect_nb.files import write_csv
 from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.methods import guided
 from diffspect_nb.mlem import mlem_steps
 from diffspect_nb.sampler import AnchoredWeights, PaperWeights
 from diffspect_nb.study import reduced

@@ -1,5 +1,6 @@
 "The prior's wing: simulated patients, cohorts, training and resuming, checkpoints, and the shipped priors' papers."
 
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import keep_views
 from diffspect_nb.training import WALKED, TrainConfig, batch_of, learning_rate, train
 from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
+from diffspect_nb.work import Workers
 
 NETWORK = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
 CONFIG = TrainConfig(
@@ -167,6 +169,36 @@ def test_every_worker_has_patients_and_every_group_one_scanner(workers):
     groups = job_groups(Cohort(64), jobs, workers)
     assert len(groups) >= workers and sorted(job for group in groups for job in group) == jobs
     assert all(len({seed % 4 for seed, _ in group}) == 1 for group in groups)
+
+
+def test_patients_that_a_lost_process_had_are_made_by_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path))
+    asked, pair = [], Cohort(8, 0, "tiny", tiny_grid())
+
+    def make(cohort, jobs, device):
+        for job in jobs:
+            asked.append(job)
+            if len(asked) == 4:
+                raise BrokenExecutor("a process was lost")
+            cohort.path(*job).parent.mkdir(exist_ok=True)
+            cohort.path(*job).touch()
+            yield job[0]
+
+    monkeypatch.setattr("diffspect_nb.cohort._make", make)
+    assert sorted(pair.make(workers=Workers(lambda: ThreadPoolExecutor(1), 2))) == list(range(8))
+    assert len(asked) == 9 and len(set(asked)) == 8
+    monkeypatch.setattr("diffspect_nb.cohort._make", lambda *_: (_ for _ in "x" if 1 / 0))
+    more = replace(pair, first_seed=8)
+    with pytest.raises(ZeroDivisionError):
+        list(more.make(workers=Workers(lambda: ThreadPoolExecutor(1), 2)))
+
+    def lost(cohort, jobs, device):
+        raise BrokenExecutor("a process was lost")
+        yield
+
+    monkeypatch.setattr("diffspect_nb.cohort._make", lost)
+    with pytest.raises(InputError, match="000008.safetensors: not made; a process was lost 3 times"):
+        list(more.make(workers=Workers(lambda: ThreadPoolExecutor(1), 2)))
 
 
 @pytest.mark.slow

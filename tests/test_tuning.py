@@ -90,7 +90,7 @@ def test_trials_are_resumed_and_appended_once(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     next(run_trials(path, [1, 2], trials[:2]))  # ended after the first patient
     with ThreadPoolExecutor(2) as pool:
-        assert sum(len(rows) for rows in run_trials(path, [1, 2], trials, executor=pool)) == 2 + 4
+        assert sum(len(rows) for rows in run_trials(path, [1, 2], trials, workers=pool)) == 2 + 4
     assert not list(run_trials(path, [1, 2], trials))
     lines = path.read_text().splitlines()
     assert len(lines) == len(set(lines)) == 8 and sorted(asked) == [(1, 2), (1, 2), (2, 4)]
