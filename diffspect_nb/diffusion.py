@@ -16,7 +16,7 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['SCHEDULES', 'CEILING', 'NoiseSchedule', 'cosine_schedule', 'linear_schedule', 'add_noise', 'predict_x0',
            'predict_eps', 'timesteps', 'ddim_step', 'velocity', 'x0_from_output', 'posterior_mean', 'variance_fraction',
-           'variational_bound', 'regional_error', 'hybrid_loss']
+           'variational_bound', 'regional_error', 'weighted_error', 'hybrid_loss']
 
 # %% ../nbs/10_diffusion.ipynb #73141b2c
 @dataclass(frozen=True, eq=False)
@@ -255,6 +255,20 @@ def regional_error(error: Tensor, edge: int = 3) -> Tensor:  # scalar
     return pooled.square().mean() * edge ** (error.ndim - 2)
 
 
+def weighted_error(
+    guess: Tensor,  # the network's estimate, (B, 1, …)
+    x0: Tensor,  # clean, like guess
+    noise: Tensor,  # like guess
+    t: Tensor,  # (B,), integers
+    schedule: NoiseSchedule,
+    predict: str = "epsilon",  # what the network estimates: the noise, or the velocity "v"
+    weight: Tensor | None = None,  # importance of each voxel, mean 1, like x0
+) -> Tensor:  # like guess
+    "Estimate − truth, times the root of the weight: its mean square is L_simple."
+    error = guess - (noise if predict == "epsilon" else velocity(x0, noise, t, schedule))
+    return error if weight is None else error * weight.sqrt()
+
+
 def hybrid_loss(
     model_output: Tensor,  # (B, 2, …): estimate and raw variance, from x0 spoilt by `noise` to the levels t
     x0: Tensor,  # clean, (B, 1, …)
@@ -264,19 +278,15 @@ def hybrid_loss(
     vlb_weight: float = 1e-3,  # of L_vlb in the sum
     predict: str = "epsilon",  # what the network estimates: the noise, or the velocity "v"
     weight: Tensor | None = None,  # importance of each voxel in L_simple, mean 1, like x0
-    regional_weight: float = 0.0,  # of `regional_error` beside L_simple
 ) -> tuple[Tensor, dict[str, Tensor]]:  # loss (scalar); its parts, detached: simple, vlb (bits per pixel)
     "L_simple + vlb_weight·L_vlb (Nichol & Dhariwal 2021, eq. 16)."
     if model_output.shape[1] != 2 or x0.shape != noise.shape or model_output[:, :1].shape != x0.shape:
         shapes = {"model_output": model_output.shape, "x0": x0.shape, "noise": noise.shape}
         raise ValueError(f"model_output must be (B, 2, …) and the rest (B, 1, …), got {shapes}")
     guess, raw = model_output.to(x0.dtype).split(1, dim=1)
-    wanted = noise if predict == "epsilon" else velocity(x0, noise, t, schedule)
-    error = guess - wanted if weight is None else (guess - wanted) * weight.sqrt()
-    simple = error.square().mean()
-    regional = regional_weight * regional_error(error) if regional_weight else 0.0
+    simple = weighted_error(guess, x0, noise, t, schedule, predict, weight).square().mean()
     x_t = add_noise(x0, noise, t, schedule)
     estimate = x0_from_output(guess.detach(), x_t, t, schedule, predict)
     difference = posterior_mean(x_t, x0, t, schedule) - posterior_mean(x_t, estimate, t, schedule)
     vlb = variational_bound(difference, variance_fraction(raw), t, schedule)
-    return simple + regional + vlb_weight * vlb, {"simple": simple.detach(), "vlb": vlb.detach()}
+    return simple + vlb_weight * vlb, {"simple": simple.detach(), "vlb": vlb.detach()}

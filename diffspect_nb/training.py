@@ -22,7 +22,15 @@ from torch import Tensor
 import diffspect_nb
 from .cohort import Cohort, Patients, generator_fingerprint
 from .core import ImageGrid, InputError, usable_device
-from .diffusion import CEILING, SCHEDULES, NoiseSchedule, add_noise, hybrid_loss
+from diffspect_nb.diffusion import (
+    CEILING,
+    SCHEDULES,
+    NoiseSchedule,
+    add_noise,
+    hybrid_loss,
+    regional_error,
+    weighted_error,
+)
 from .files import atomic_path
 from .geometry import field_of_view, named_scanner
 from .prior import make_network, network_config, pretrained, save_checkpoint
@@ -211,7 +219,10 @@ def update(run: Run, config: TrainConfig, step: int, batch: Batch, schedule: Noi
         output = run.net(x_t, batch.t.to(device), *batch.inputs)
     predict = config.network.predict if isinstance(config.network, VolumeConfig) else "epsilon"
     told = batch.x0, batch.noise, batch.t, schedule
-    loss, parts = hybrid_loss(output.float(), *told, config.vlb_weight, predict, batch.weight, config.regional_weight)
+    loss, parts = hybrid_loss(output.float(), *told, config.vlb_weight, predict, batch.weight)
+    if config.regional_weight:
+        shared = regional_error(weighted_error(output[:, :1].float(), *told, predict, batch.weight))
+        loss, parts = loss + config.regional_weight * shared, parts | {"regional": shared.detach()}
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)

@@ -194,13 +194,6 @@ def test_a_region_s_shared_error_weighs_more_than_noise(shape):
     assert shared == pytest.approx(0.01 * 3 ** (len(shape) - 2), rel=1e-5)
 
 
-def test_regional_weight_adds_to_the_loss():
-    schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([5, 300, 900])
-    guess = output(noise + 0.1, 0.0)
-    plain, told = (float(hybrid_loss(guess, x0, noise, t, schedule, 0.0, regional_weight=w)[0]) for w in (0.0, 2.0))
-    assert told == pytest.approx(plain + 2.0 * float(regional_error(torch.full_like(x0, 0.1))))
-
-
 def test_the_variance_term_teaches_the_variance_alone():
     schedule, x0, noise, t = cosine_schedule(), image(0), image(1), torch.tensor([5, 300, 900])
     gradients = []

@@ -27,6 +27,7 @@ from diffspect_nb.cohort import (
 )
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.defect_probe import AIM, mean_error, probe_rows, shown_phantom
+from diffspect_nb.diffusion import cosine_schedule
 from diffspect_nb.files import read_json
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
@@ -34,7 +35,7 @@ from diffspect_nb.prior import DEFAULT_PRIOR, Prior, load_checkpoint, network_co
 from diffspect_nb.recipe import Mismatch
 from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import keep_views
-from diffspect_nb.training import WALKED, TrainConfig, batch_of, learning_rate, train
+from diffspect_nb.training import WALKED, Run, TrainConfig, batch_of, learning_rate, train, update
 from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
 from diffspect_nb.work import Workers
 
@@ -230,6 +231,17 @@ def test_a_share_of_the_examples_dwells_where_walks_work(cohort):
     t = batch_of(cohort.load("truth"), config, 1, 1000, SUPPORT).t
     inside = ((t >= WALKED[0]) & (t < WALKED[1])).float().mean()
     assert float(inside) == pytest.approx(0.5 + 0.5 * (WALKED[1] - WALKED[0]) / 1000, abs=0.07) and t.max() > 900
+
+
+def test_an_error_that_regions_share_adds_to_the_loss(cohort):
+    "The same untrained network, the same batch: the second loss has the regional term more, and only that."
+    losses = []
+    for share in (0.0, 2.0):
+        config = replace(VOLUMES, regional_weight=share, vlb_weight=0.0)
+        batch = batch_of(cohort.load("truth"), config, 1, 1000, SUPPORT)
+        losses.append(update(Run.begin(config, torch.device("cpu")), config, 1, batch, cosine_schedule()))
+    plain, told = losses
+    assert told["regional"] > 0 and told["loss"] == pytest.approx(plain["loss"] + 2 * told["regional"], rel=1e-5)
 
 
 def test_defects_weigh_more_by_what_they_took(cohort):
