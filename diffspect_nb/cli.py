@@ -297,15 +297,12 @@ def benchmark_options(sub: argparse.ArgumentParser) -> None:
     text = f"{', '.join(METHODS)}, {PLUGIN_HELP}; may be repeated (default {DEFAULT_METHOD})"
     sub.add_argument("--method", action="append", metavar="NAME", help=text)
     sub.add_argument("--prior", help="of a walk: shipped checkpoint or a .safetensors file (default: its own)")
-    text = "only these, e.g. 'counts 0.05' 'views 9'"
-    sub.add_argument("--settings", nargs="+", metavar="SETTING", help=text)
+    sub.add_argument("--settings", nargs="+", metavar="SETTING", help="only these, e.g. 'counts 0.05' 'views 9'")
     sub.add_argument("--quick", action="store_true", help="one patient, three settings, 100 MLEM iterations")
     sub.add_argument("--tiny", action="store_true", help="likewise by a toy scanner: tries a method's code in seconds")
     workers_options(sub)
-    text = "also draw a picture strip per setting for the first study"
-    sub.add_argument("--strips", action="store_true", help=text)
-    text = "instead: the paper's method with its terms added one by one"
-    sub.add_argument("--ablation", action="store_true", help=text)
+    sub.add_argument("--strips", action="store_true", help="also a strip of pictures per setting, first study")
+    sub.add_argument("--ablation", action="store_true", help="instead: the paper's method, its terms one by one")
 
 
 def dashboard_options(sub: argparse.ArgumentParser) -> None:
