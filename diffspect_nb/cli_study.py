@@ -245,6 +245,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     check_memory(study.scanner, study.grid, study.attenuation is not None, args.method in WALKS)
     made_from = _made_from(args)
     started = time.perf_counter()
+    study = surrounded(study, args.device)
     done = walked(args, study, weights) if args.method in WALKS else iterated(args, study)
     _write_reconstruction(out, args, study, done, made_from, time.perf_counter() - started)
 
@@ -265,10 +266,12 @@ def _write_reconstruction(
     """Everything that `diffspect reconstruct` leaves in its folder, and what it prints.
 
     `seconds` are the method's: from the study in memory to image and support, system matrix included. `wall_seconds`
-    began with the command: loading of libraries and files is in them, writing of the result is not."""
+    began with the command: loading of libraries and files is in them, writing of the result is not. `beyond_grid` is
+    the share of the counts that comes from beyond the image."""
     rows = scores_of(study, {args.method: done.image}) if references_of(study) else []
     result = {"method": args.method} | done.details
     result |= {"seconds": seconds, "wall_seconds": time.perf_counter() - args.began, "counts": study.counts}
+    result |= {"beyond_grid": study.meta.get("beyond_grid", 0.0)}
     result |= {"count_fraction": study.count_fraction, "views": list(study.views or ()), "metrics": rows}
     result |= {"versions": versions(), "device": str(args.device), "input": made_from}
     write_result(out, study, done.beside | {args.method: done.image}, result, done.support, done.maps)
