@@ -213,7 +213,7 @@ def test_presets_bring_the_sliders_of_their_method(dashboard):
     c, dashboard._priors["mlem50"] = dashboard.controls, prior
     c["preset"].value = "paper"
     assert tuple(shown(dashboard)) == KNOBS["paper"] and dashboard.wish().prior == PaperWeights.prior
-    assert (c["steps"].value, c["start"].value, c["tv_weight"].value) == (25, 999, 0.02) and c["lambda_dps"].value > 0.1
+    assert (c["steps"].value, c["start"].value, c["tv_weight"].value) == (25, 960, 0.02) and c["lambda_dps"].value > 0.1
     c["lambda_mlem"].value = 0.2
     c["steps"].value = 3
     assert dashboard.wait(120) and c["preset"].value == "own", dashboard.message.value
