@@ -228,9 +228,9 @@ class Footprints(NamedTuple):
     tiles: Tiles
 
 
-def footprints(scanner: Scanner, grid: ImageGrid) -> Footprints:
-    "Footprints of all voxels in all views."
-    points = grid.centers_mm()
+def footprints(scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> Footprints:
+    "Footprints of all voxels, or of those that `keep` (z, y, x), bool, says, numbered among themselves, in all views."
+    points = grid.centers_mm() if keep is None else grid.centers_mm()[keep.ravel()]
     depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
     levels = footprint_levels(scanner, (depths.min(), depths.max()))
     tiles, first = footprint_tiles(scanner, grid.voxel_mm, levels)

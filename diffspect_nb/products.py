@@ -185,9 +185,10 @@ class FootprintMatrix:
     pixels: tuple[int, int]  # rows and columns of a view
 
     @classmethod
-    def build(cls, scanner: Scanner, grid: ImageGrid) -> FootprintMatrix:
-        "Without attenuation."
-        return cls(*footprints(scanner, grid), grid.n_voxels, scanner.pixels)
+    def build(cls, scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> FootprintMatrix:
+        "Without attenuation; of all voxels, or of those that `keep` (z, y, x), bool, says."
+        n_voxels = grid.n_voxels if keep is None else int(keep.sum())
+        return cls(*footprints(scanner, grid, keep), n_voxels, scanner.pixels)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,16 +213,6 @@ class FootprintMatrix:
     def of_views(self, views: list[int]) -> FootprintMatrix:
         "These views only; shares memory."
         return replace(self, views=tuple(self.views[v] for v in views))
-
-    def of_voxels(self, keep: np.ndarray) -> FootprintMatrix:
-        "Only the voxels that `keep` (voxels,), bool, says; they are numbered anew."
-        number = np.cumsum(keep, dtype=np.uint32) - np.uint32(1)
-
-        def kept(view: ViewFootprints) -> ViewFootprints:
-            there = ViewFootprints(*(a[keep[view.voxel]] for a in view))
-            return there._replace(voxel=number[there.voxel])
-
-        return replace(self, views=tuple(map(kept, self.views)), n_voxels=int(keep.sum()))
 
     def attenuated(self, factors: Tensor) -> FootprintMatrix:
         "Each gain times its factor, (views, voxels)."

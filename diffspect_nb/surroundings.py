@@ -15,16 +15,16 @@ from .attenuation import AttenuationMap, attenuation_factors
 from .core import ImageGrid, last
 from .geometry import Scanner
 from .mlem import mlem_steps
-from .products import FootprintMatrix
 from .study import Study
-from .system import Kept, Measurement, SystemMatrix
+from .system import Kept, Measurement, SystemMatrix, cached_footprints
 
 # %% auto #0
-__all__ = ['MARGIN_MM', 'PASSES', 'ASKED_SHARE', 'ENOUGH_VIEWS', 'shell_grid', 'beyond', 'SideBySide', 'shell_matrix',
+__all__ = ['MARGIN_MM', 'CLEAR_MM', 'PASSES', 'ASKED_SHARE', 'ENOUGH_VIEWS', 'shell_grid', 'beyond', 'SideBySide', 'shell_matrix',
            'shell_factors', 'surrounded_matrix', 'counts_from_beyond', 'sees_beyond', 'surrounded']
 
 # %% ../nbs/08a_surroundings.ipynb #b42e383b
 MARGIN_MM = 48.0  # thickness of the shell
+CLEAR_MM = 20.0  # in front of every hole, where no patient can be
 
 
 def shell_grid(grid: ImageGrid) -> ImageGrid:
@@ -34,11 +34,13 @@ def shell_grid(grid: ImageGrid) -> ImageGrid:
     return ImageGrid((z, y, x), coarse, grid.center_mm)
 
 
-def beyond(grid: ImageGrid) -> np.ndarray:  # (z, y, x) of the shell's grid, bool
-    "Voxels of `shell_grid` whose middle lies outside the grid."
-    away = np.abs(shell_grid(grid).centers_mm() - np.asarray(grid.center_mm))
-    half = np.array(grid.shape[::-1]) * grid.voxel_mm / 2
-    return (away >= half).any(axis=1).reshape(shell_grid(grid).shape)
+def beyond(scanner: Scanner, grid: ImageGrid) -> np.ndarray:  # (z, y, x) of the shell's grid, bool
+    "Voxels of `shell_grid` whose middle lies outside the grid, and in front of every module."
+    points, half = shell_grid(grid).centers_mm(), np.array(grid.shape[::-1]) * grid.voxel_mm / 2
+    found = (np.abs(points - grid.center_mm) >= half).any(axis=1)
+    for p in scanner.pinholes:
+        found &= (points - p.position_mm) @ np.asarray(p.axis) > CLEAR_MM
+    return found.reshape(shell_grid(grid).shape)
 
 # %% ../nbs/08a_surroundings.ipynb #9a02d667
 @dataclass(frozen=True, eq=False)
@@ -85,10 +87,8 @@ class SideBySide:
 # %% ../nbs/08a_surroundings.ipynb #9458c3cf
 def shell_matrix(scanner: Scanner, grid: ImageGrid, mu: Tensor | AttenuationMap | None = None) -> SystemMatrix:
     "System matrix of the voxels `beyond` the grid, (voxels, 1, 1); attenuated where μ is given."
-    around, outside = shell_grid(grid), beyond(grid).ravel()
-    whole = SystemMatrix.build(scanner, around)
-    assert isinstance(whole.kept, FootprintMatrix)
-    shell = replace(whole, kept=whole.kept.of_voxels(outside), image_shape=(int(outside.sum()), 1, 1))
+    kept = cached_footprints(scanner, shell_grid(grid), beyond(scanner, grid))
+    shell = SystemMatrix(kept, (kept.n_voxels, 1, 1), (scanner.n_views, *scanner.pixels))
     return shell if mu is None else shell.attenuate(shell_factors(mu, scanner, grid))
 
 
@@ -103,7 +103,7 @@ def shell_factors(
         indices = (np.round((far - near[0]) / grid.voxel_mm).clip(0, len(near) - 1) for far, near in axes)
         mu = mu[np.ix_(*(index.astype(int) for index in indices))]
     factors = attenuation_factors(mu, scanner, shell_grid(grid))
-    return factors[:, torch.from_numpy(beyond(grid).ravel()).to(factors.device)]
+    return factors[:, torch.from_numpy(beyond(scanner, grid).ravel()).to(factors.device)]
 
 
 def surrounded_matrix(inner: SystemMatrix, shell: SystemMatrix) -> SystemMatrix:

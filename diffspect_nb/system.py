@@ -31,8 +31,8 @@ from .products import FootprintMatrix
 from .sparse import SparseMatrix, written_out
 
 # %% auto #0
-__all__ = ['Kept', 'SystemMatrix', 'adjoint_gap', 'cache_path', 'poisson_log_likelihood', 'poisson_deviance', 'Measurement',
-           'matrix_of']
+__all__ = ['Kept', 'SystemMatrix', 'adjoint_gap', 'cache_path', 'cached_footprints', 'poisson_log_likelihood', 'poisson_deviance',
+           'Measurement', 'matrix_of']
 
 # %% ../nbs/06_system.ipynb #14a73782
 class Kept(Protocol):
@@ -69,7 +69,7 @@ class SystemMatrix:
         """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given, on the grid or on one of its own.
 
         The bare matrix comes from the cache if it is there."""
-        bare = _cached(scanner, grid) if cache else FootprintMatrix.build(scanner, grid)
+        bare = cached_footprints(scanner, grid) if cache else FootprintMatrix.build(scanner, grid)
         system = cls(bare, grid.shape, (scanner.n_views, *scanner.pixels))
         return system if mu is None else system.attenuate(attenuation_factors(mu, scanner, grid))
 
@@ -197,23 +197,25 @@ def adjoint_gap(system: SystemMatrix, seed: int = 0) -> float:
     return float((left - right).abs() / left.abs().clamp_min(1e-300))
 
 # %% ../nbs/06_system.ipynb #6d9c457e
-def cache_path(scanner: Scanner, grid: ImageGrid) -> Path:
+def cache_path(scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> Path:
     "Where the bare matrix of this scanner and grid is kept: a hash of their content and of the footprint's constants."
     content = {
         "scanner": scanner.to_json() | {"status": None, "name": None},
         "grid": grid.to_json(),
         "footprint": [SHIFTS, PRUNE[scanner.collimator], TILE, *Tiles._fields, *ViewFootprints._fields],
     }
+    if keep is not None:
+        content["voxels"] = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / f"system-{key}.safetensors"
 
 
-def _cached(scanner: Scanner, grid: ImageGrid) -> FootprintMatrix:
-    "The bare matrix from the cache, or built and put there."
-    path = cache_path(scanner, grid)
+def cached_footprints(scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> FootprintMatrix:
+    "The bare matrix of all voxels, or of those that `keep` (z, y, x) says: from the cache, or built and put there."
+    path = cache_path(scanner, grid, keep)
     if path.exists():
-        return _load(path, grid.n_voxels, scanner.pixels)
-    built = FootprintMatrix.build(scanner, grid)
+        return _load(path, grid.n_voxels if keep is None else int(keep.sum()), scanner.pixels)
+    built = FootprintMatrix.build(scanner, grid, keep)
     try:
         _save(path, built)
     except InputError as e:  # a cache saves time; without one it is only slower

@@ -140,14 +140,17 @@ def test_a_damaged_cache_file_is_named(tiny_study, tmp_path, capsys, monkeypatch
     monkeypatch.setenv("DIFFSPECT_CACHE", str(tmp_path / "cache"))
     argv = ["reconstruct", tiny_study, "--out", tmp_path / "out", "--method", "osem"]
     assert main([str(a) for a in argv]) == 0
-    (cached,) = (tmp_path / "cache").iterdir()
     capsys.readouterr()
-    data = bytearray(cached.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    cached.write_bytes(data)
-    assert cached.name in refused(capsys, *argv)
-    truncate(cached)
-    assert cached.name in refused(capsys, *argv)
+    image, shell = (tmp_path / "cache").iterdir()
+    for cached in (image, shell):
+        whole = cached.read_bytes()
+        data = bytearray(whole)
+        data[len(data) // 2] ^= 0xFF
+        cached.write_bytes(data)
+        assert cached.name in refused(capsys, *argv)
+        truncate(cached)
+        assert cached.name in refused(capsys, *argv)
+        cached.write_bytes(whole)
 
 
 @pytest.mark.parametrize(

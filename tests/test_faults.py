@@ -84,14 +84,14 @@ for _ in training.train(config, sys.argv[1], save_every=2): pass
 def test_ctrl_c_in_a_reconstruction_is_one_line_and_keeps_the_old_result(tmp_path, earlier):
     code = """
 import signal, sys
-from diffspect_nb import cli, cli_study
+from diffspect_nb import cli, methods
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs without
-steps = cli_study.mlem_steps
+steps = methods.mlem_steps
 def interrupted(*args, **options):
     for step in steps(*args, **options):
         yield step
         if step.index == 2: signal.raise_signal(signal.SIGINT)
-cli_study.mlem_steps = interrupted
+methods.mlem_steps = interrupted
 sys.exit(cli.main(["reconstruct", sys.argv[1], "--out", sys.argv[2], "--method", "osem"]))
 """
     rng = np.random.default_rng(5)

@@ -29,13 +29,14 @@ def far_study() -> Study:
 
 
 @pytest.mark.parametrize("grid", [ImageGrid(), tiny_grid(), ImageGrid((7, 9, 12), 6.0, (3.0, -8.0, 1.0))])
-def test_the_shell_surrounds_the_grid(grid):
-    points = shell_grid(grid).centers_mm()[beyond(grid).ravel()] - grid.center_mm
-    half = np.array(grid.shape[::-1]) * grid.voxel_mm / 2
-    assert (np.abs(points) >= half).any(axis=1).all()
-    assert (np.abs(points).max(axis=0) > half + 30).all()
-    volume = (~beyond(grid)).sum() * (2 * grid.voxel_mm) ** 3
-    assert volume == pytest.approx(grid.n_voxels * grid.voxel_mm**3, rel=0.25)  # odd numbers of voxels overlap
+def test_the_shell_surrounds_the_grid_in_front_of_the_modules(grid):
+    scanner = named_scanner("dnm570c")
+    inside = beyond(scanner, grid).ravel()
+    points, half = shell_grid(grid).centers_mm(), np.array(grid.shape[::-1]) * grid.voxel_mm / 2
+    outside = (np.abs(points - grid.center_mm) >= half).any(axis=1)
+    depth = np.min([(points - p.position_mm) @ np.array(p.axis) for p in scanner.pinholes], axis=0)
+    assert inside.any() and not inside[~outside].any() and not inside[depth < 15].any()
+    assert inside[outside & (depth > 25)].all()
 
 
 def test_image_and_shell_are_one_matrix():
@@ -53,11 +54,12 @@ def test_image_and_shell_are_one_matrix():
 def test_the_shell_sees_what_the_whole_grid_sees():
     "A point beyond the grid projects as it does on a grid that holds it."
     scanner, grid = tiny(), tiny_grid()
-    whole, outside = SystemMatrix.build(scanner, shell_grid(grid)), torch.from_numpy(beyond(grid))
+    whole, outside = SystemMatrix.build(scanner, shell_grid(grid)), torch.from_numpy(beyond(scanner, grid))
     image = torch.zeros(whole.image_shape)
     image[outside] = torch.rand(int(outside.sum()))
     expected = shell_matrix(scanner, grid).forward(image[outside].reshape(-1, 1, 1))
-    assert torch.allclose(expected, whole.forward(image), rtol=1e-4, atol=1e-7)
+    other = whole.forward(image)  # its footprints are tabulated at other depths
+    assert float((expected - other).norm()) < 0.02 * float(other.norm())
 
 
 def test_it_mends_the_image(far_study):
