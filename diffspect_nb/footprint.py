@@ -15,7 +15,8 @@ from .geometry import Pinhole, Scanner, project_points
 
 # %% auto #0
 __all__ = ['SHIFTS', 'PRUNE', 'TILE', 'FAR', 'SINGLY', 'blur', 'acceptance', 'reach_pixels', 'footprint', 'Tiles', 'first_tiles',
-           'footprint_levels', 'footprint_tiles', 'Landing', 'ViewFootprints', 'singly', 'Footprints', 'footprints']
+           'footprint_levels', 'footprint_tiles', 'Landing', 'ViewFootprints', 'singly', 'Footprints', 'Part',
+           'footprints']
 
 # %% ../nbs/05_footprint.ipynb #df0178f3
 def blur(depth_mm: float, scanner: Scanner, voxel_mm: float) -> tuple[float, float]:
@@ -140,13 +141,15 @@ class Landing(NamedTuple):
     gain: np.ndarray  # share of the photons that the collimator lets through
 
 
-def _landing(pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray) -> Landing:
+def _landing(
+    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray, clear_mm: float = 0.0
+) -> Landing:
     "Project all voxels through one hole; those whose footprint cannot reach the detector are left out."
     row, col, depth = project_points(points_mm, pinhole, scanner)
     (rows, cols), reach = scanner.pixels, reach_pixels(scanner)
     near_rows = np.abs(row - (rows - 1) / 2) < rows / 2 + reach
     near_columns = np.abs(col - (cols - 1) / 2) < cols / 2 + reach
-    voxel = np.flatnonzero((depth > scanner.aperture_mm) & near_rows & near_columns)
+    voxel = np.flatnonzero((depth > max(scanner.aperture_mm, clear_mm)) & near_rows & near_columns)
     row, col, depth = row[voxel], col[voxel], depth[voxel]
     gain = acceptance(depth, ((points_mm[voxel] - pinhole.position_mm) ** 2).sum(1) - depth**2, scanner)
     row0, col0 = np.floor(row + 0.5).astype(int), np.floor(col + 0.5).astype(int)
@@ -184,10 +187,15 @@ def _places(row: np.ndarray, column: np.ndarray, number: np.ndarray, columns: in
 
 
 def _view_footprints(
-    pinhole: Pinhole, scanner: Scanner, points_mm: np.ndarray, levels: np.ndarray, tiles: Tiles, first: np.ndarray
+    pinhole: Pinhole,
+    scanner: Scanner,
+    points_mm: np.ndarray,
+    depths: tuple[np.ndarray, float],  # levels, and the least depth that is seen
+    tiles: Tiles,
+    first: np.ndarray,
 ) -> ViewFootprints:
     "The footprints of all voxels that touch one detector."
-    landing, (rows, cols) = _landing(pinhole, scanner, points_mm, levels), scanner.pixels
+    landing, (rows, cols) = _landing(pinhole, scanner, points_mm, *depths), scanner.pixels
     top, bottom, left, right = (
         lands + extreme.reduceat(at, first)[landing.footprint]
         for lands, at in ((landing.row, tiles.row), (landing.column, tiles.column))
@@ -228,15 +236,24 @@ class Footprints(NamedTuple):
     tiles: Tiles
 
 
-def footprints(scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> Footprints:
-    "Footprints of all voxels, or of those that `keep` (z, y, x), bool, says, numbered among themselves, in all views."
-    points = grid.centers_mm() if keep is None else grid.centers_mm()[keep.ravel()]
+class Part(NamedTuple):
+    "Some of a grid's voxels, numbered among themselves."
+
+    voxels: np.ndarray  # (z, y, x), bool
+    clear_mm: float  # what lies nearer to a hole's plane is not seen through it: no patient can be there
+
+
+def footprints(scanner: Scanner, grid: ImageGrid, part: Part | None = None) -> Footprints:
+    "Footprints of all voxels, or of a part of them, in all views."
+    points, clear = (
+        (grid.centers_mm(), 0.0) if part is None else (grid.centers_mm()[part.voxels.ravel()], part.clear_mm)
+    )
     depths = np.stack([project_points(points, p, scanner)[2] for p in scanner.pinholes])
-    levels = footprint_levels(scanner, (depths.min(), depths.max()))
+    levels = footprint_levels(scanner, (max(depths.min(), clear), depths.max()))
     tiles, first = footprint_tiles(scanner, grid.voxel_mm, levels)
 
     def of_view(i: int) -> ViewFootprints:
-        return _view_footprints(scanner.pinholes[i], scanner, points, levels, tiles, first)
+        return _view_footprints(scanner.pinholes[i], scanner, points, (levels, clear), tiles, first)
 
     views = in_threads(of_view, scanner.n_views)
     if sum(tiles.number[v.tile].sum() for v in views) < SINGLY * sum(len(v.tile) for v in views):

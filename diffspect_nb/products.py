@@ -17,7 +17,7 @@ from numba.np.arrayobj import make_array
 from torch import Tensor
 
 from .core import ImageGrid, compiled, in_threads
-from .footprint import FAR, TILE, Tiles, ViewFootprints, footprints
+from .footprint import FAR, TILE, Part, Tiles, ViewFootprints, footprints
 from .geometry import Scanner
 
 # %% auto #0
@@ -185,10 +185,10 @@ class FootprintMatrix:
     pixels: tuple[int, int]  # rows and columns of a view
 
     @classmethod
-    def build(cls, scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> FootprintMatrix:
-        "Without attenuation; of all voxels, or of those that `keep` (z, y, x), bool, says."
-        n_voxels = grid.n_voxels if keep is None else int(keep.sum())
-        return cls(*footprints(scanner, grid, keep), n_voxels, scanner.pixels)
+    def build(cls, scanner: Scanner, grid: ImageGrid, part: Part | None = None) -> FootprintMatrix:
+        "Without attenuation; of all voxels, or of a part of them."
+        n_voxels = grid.n_voxels if part is None else int(part.voxels.sum())
+        return cls(*footprints(scanner, grid, part), n_voxels, scanner.pixels)
 
     @property
     def dtype(self) -> torch.dtype:

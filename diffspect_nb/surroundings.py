@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .attenuation import AttenuationMap, attenuation_factors
 from .core import ImageGrid, last
+from .footprint import Part
 from .geometry import Scanner
 from .mlem import mlem_steps
 from .study import Study
@@ -24,7 +25,7 @@ __all__ = ['MARGIN_MM', 'CLEAR_MM', 'PASSES', 'ASKED_SHARE', 'ENOUGH_VIEWS', 'sh
 
 # %% ../nbs/08a_surroundings.ipynb #b42e383b
 MARGIN_MM = 48.0  # thickness of the shell
-CLEAR_MM = 20.0  # in front of every hole, where no patient can be
+CLEAR_MM = 40.0  # from a hole's plane, where no patient can be
 
 
 def shell_grid(grid: ImageGrid) -> ImageGrid:
@@ -34,13 +35,10 @@ def shell_grid(grid: ImageGrid) -> ImageGrid:
     return ImageGrid((z, y, x), coarse, grid.center_mm)
 
 
-def beyond(scanner: Scanner, grid: ImageGrid) -> np.ndarray:  # (z, y, x) of the shell's grid, bool
-    "Voxels of `shell_grid` whose middle lies outside the grid, and in front of every module."
+def beyond(grid: ImageGrid) -> np.ndarray:  # (z, y, x) of the shell's grid, bool
+    "Voxels of `shell_grid` whose middle lies outside the grid."
     points, half = shell_grid(grid).centers_mm(), np.array(grid.shape[::-1]) * grid.voxel_mm / 2
-    found = (np.abs(points - grid.center_mm) >= half).any(axis=1)
-    for p in scanner.pinholes:
-        found &= (points - p.position_mm) @ np.asarray(p.axis) > CLEAR_MM
-    return found.reshape(shell_grid(grid).shape)
+    return (np.abs(points - grid.center_mm) >= half).any(axis=1).reshape(shell_grid(grid).shape)
 
 # %% ../nbs/08a_surroundings.ipynb #9a02d667
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ class SideBySide:
 # %% ../nbs/08a_surroundings.ipynb #9458c3cf
 def shell_matrix(scanner: Scanner, grid: ImageGrid, mu: Tensor | AttenuationMap | None = None) -> SystemMatrix:
     "System matrix of the voxels `beyond` the grid, (voxels, 1, 1); attenuated where μ is given."
-    kept = cached_footprints(scanner, shell_grid(grid), beyond(scanner, grid))
+    kept = cached_footprints(scanner, shell_grid(grid), Part(beyond(grid), CLEAR_MM))
     shell = SystemMatrix(kept, (kept.n_voxels, 1, 1), (scanner.n_views, *scanner.pixels))
     return shell if mu is None else shell.attenuate(shell_factors(mu, scanner, grid))
 
@@ -103,7 +101,7 @@ def shell_factors(
         indices = (np.round((far - near[0]) / grid.voxel_mm).clip(0, len(near) - 1) for far, near in axes)
         mu = mu[np.ix_(*(index.astype(int) for index in indices))]
     factors = attenuation_factors(mu, scanner, shell_grid(grid))
-    return factors[:, torch.from_numpy(beyond(scanner, grid).ravel()).to(factors.device)]
+    return factors[:, torch.from_numpy(beyond(grid).ravel()).to(factors.device)]
 
 
 def surrounded_matrix(inner: SystemMatrix, shell: SystemMatrix) -> SystemMatrix:

@@ -25,7 +25,7 @@ from torch import Tensor
 from .attenuation import AttenuationMap, attenuation_factors
 from .core import ImageGrid, InputError
 from .files import atomic_path, cache_dir
-from .footprint import PRUNE, SHIFTS, TILE, Tiles, ViewFootprints
+from .footprint import PRUNE, SHIFTS, TILE, Part, Tiles, ViewFootprints
 from .geometry import Scanner
 from .products import FootprintMatrix
 from .sparse import SparseMatrix, written_out
@@ -197,25 +197,25 @@ def adjoint_gap(system: SystemMatrix, seed: int = 0) -> float:
     return float((left - right).abs() / left.abs().clamp_min(1e-300))
 
 # %% ../nbs/06_system.ipynb #6d9c457e
-def cache_path(scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> Path:
+def cache_path(scanner: Scanner, grid: ImageGrid, part: Part | None = None) -> Path:
     "Where the bare matrix of this scanner and grid is kept: a hash of their content and of the footprint's constants."
     content = {
         "scanner": scanner.to_json() | {"status": None, "name": None},
         "grid": grid.to_json(),
         "footprint": [SHIFTS, PRUNE[scanner.collimator], TILE, *Tiles._fields, *ViewFootprints._fields],
     }
-    if keep is not None:
-        content["voxels"] = hashlib.sha256(np.packbits(keep).tobytes()).hexdigest()
+    if part is not None:
+        content["part"] = [hashlib.sha256(np.packbits(part.voxels).tobytes()).hexdigest(), part.clear_mm]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir() / f"system-{key}.safetensors"
 
 
-def cached_footprints(scanner: Scanner, grid: ImageGrid, keep: np.ndarray | None = None) -> FootprintMatrix:
-    "The bare matrix of all voxels, or of those that `keep` (z, y, x) says: from the cache, or built and put there."
-    path = cache_path(scanner, grid, keep)
+def cached_footprints(scanner: Scanner, grid: ImageGrid, part: Part | None = None) -> FootprintMatrix:
+    "The bare matrix of all voxels, or of a part of them, from the cache, or built and put there."
+    path = cache_path(scanner, grid, part)
     if path.exists():
-        return _load(path, grid.n_voxels if keep is None else int(keep.sum()), scanner.pixels)
-    built = FootprintMatrix.build(scanner, grid, keep)
+        return _load(path, grid.n_voxels if part is None else int(part.voxels.sum()), scanner.pixels)
+    built = FootprintMatrix.build(scanner, grid, part)
     try:
         _save(path, built)
     except InputError as e:  # a cache saves time; without one it is only slower

@@ -12,7 +12,15 @@ from diffspect_nb.geometry import named_scanner, rotating_camera, tiny, tiny_gri
 from diffspect_nb.mlem import osem
 from diffspect_nb.phantom import torso
 from diffspect_nb.study import Study, keep_views, simulate, thin
-from diffspect_nb.surroundings import beyond, shell_factors, shell_grid, shell_matrix, surrounded, surrounded_matrix
+from diffspect_nb.surroundings import (
+    CLEAR_MM,
+    beyond,
+    shell_factors,
+    shell_grid,
+    shell_matrix,
+    surrounded,
+    surrounded_matrix,
+)
 from diffspect_nb.system import SystemMatrix, adjoint_gap
 
 
@@ -29,14 +37,21 @@ def far_study() -> Study:
 
 
 @pytest.mark.parametrize("grid", [ImageGrid(), tiny_grid(), ImageGrid((7, 9, 12), 6.0, (3.0, -8.0, 1.0))])
-def test_the_shell_surrounds_the_grid_in_front_of_the_modules(grid):
-    scanner = named_scanner("dnm570c")
-    inside = beyond(scanner, grid).ravel()
-    points, half = shell_grid(grid).centers_mm(), np.array(grid.shape[::-1]) * grid.voxel_mm / 2
-    outside = (np.abs(points - grid.center_mm) >= half).any(axis=1)
-    depth = np.min([(points - p.position_mm) @ np.array(p.axis) for p in scanner.pinholes], axis=0)
-    assert inside.any() and not inside[~outside].any() and not inside[depth < 15].any()
-    assert inside[outside & (depth > 25)].all()
+def test_the_shell_surrounds_the_grid(grid):
+    points = shell_grid(grid).centers_mm()[beyond(grid).ravel()] - grid.center_mm
+    half = np.array(grid.shape[::-1]) * grid.voxel_mm / 2
+    assert (np.abs(points) >= half).any(axis=1).all()
+    assert (np.abs(points).max(axis=0) > half + 30).all()
+    volume = (~beyond(grid)).sum() * (2 * grid.voxel_mm) ** 3
+    assert volume == pytest.approx(grid.n_voxels * grid.voxel_mm**3, rel=0.25)  # odd numbers of voxels overlap
+
+
+def test_a_module_does_not_see_what_lies_right_before_it():
+    scanner, grid = tiny(), tiny_grid()
+    points = shell_grid(grid).centers_mm()[beyond(grid).ravel()]
+    seen = shell_matrix(scanner, grid).kept.views
+    for p, view in zip(scanner.pinholes, seen, strict=True):
+        assert ((points[view.voxel] - p.position_mm) @ np.array(p.axis)).min() > CLEAR_MM
 
 
 def test_image_and_shell_are_one_matrix():
@@ -54,9 +69,13 @@ def test_image_and_shell_are_one_matrix():
 def test_the_shell_sees_what_the_whole_grid_sees():
     "A point beyond the grid projects as it does on a grid that holds it."
     scanner, grid = tiny(), tiny_grid()
-    whole, outside = SystemMatrix.build(scanner, shell_grid(grid)), torch.from_numpy(beyond(scanner, grid))
+    whole, outside = SystemMatrix.build(scanner, shell_grid(grid)), torch.from_numpy(beyond(grid))
     image = torch.zeros(whole.image_shape)
     image[outside] = torch.rand(int(outside.sum()))
+    points = shell_grid(grid).centers_mm()
+    for p in scanner.pinholes:  # but for what is too near to a hole
+        near = torch.from_numpy((points - p.position_mm) @ np.array(p.axis) < CLEAR_MM + 1).reshape(whole.image_shape)
+        image[near] = 0
     expected = shell_matrix(scanner, grid).forward(image[outside].reshape(-1, 1, 1))
     other = whole.forward(image)  # its footprints are tabulated at other depths
     assert float((expected - other).norm()) < 0.02 * float(other.norm())
