@@ -266,14 +266,13 @@ def _write_reconstruction(
     """Everything that `diffspect reconstruct` leaves in its folder, and what it prints.
 
     `seconds` are the method's: from the study in memory to image and support, system matrix included. `wall_seconds`
-    began with the command: loading of libraries and files is in them, writing of the result is not. `beyond_grid` is
-    the share of the counts that comes from beyond the image."""
+    began with the command: loading of libraries and files is in them, writing of the result is not. `beyond_grid`:
+    share of the counts from beyond the image."""
     rows = scores_of(study, {args.method: done.image}) if references_of(study) else []
-    result = {"method": args.method} | done.details
+    result = {"method": args.method, "device": str(args.device)} | done.details
     result |= {"seconds": seconds, "wall_seconds": time.perf_counter() - args.began, "counts": study.counts}
-    result |= {"beyond_grid": study.meta.get("beyond_grid", 0.0)}
-    result |= {"count_fraction": study.count_fraction, "views": list(study.views or ()), "metrics": rows}
-    result |= {"versions": versions(), "device": str(args.device), "input": made_from}
+    result |= {"beyond_grid": study.meta.get("beyond_grid", 0.0), "count_fraction": study.count_fraction}
+    result |= {"views": list(study.views or ()), "metrics": rows, "versions": versions(), "input": made_from}
     write_result(out, study, done.beside | {args.method: done.image}, result, done.support, done.maps)
     extra = ["mean.nii.gz", "uncertainty.nii.gz"] if done.maps else []
     names = ["image.nii.gz", "support.nii.gz", *extra, "views.png", "support.png"]
