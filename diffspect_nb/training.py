@@ -57,7 +57,7 @@ BOUNDS = {  # of what a training may be told
     "regional_weight": (0, 1000),
 }
 COUNTED = ("n_studies", "steps", "batch", "scanners")  # whole numbers from 1
-WALKED = (20, 600)  # noise levels where the anchored walk of most acquisitions takes its steps
+WALKED = (20, 850)  # noise levels where the anchored walk takes its steps
 NAMED = {"label": ("mlem50", "truth"), "schedule": tuple(SCHEDULES)}
 
 
