@@ -376,7 +376,9 @@ class View(NamedTuple):
 VIEWS = {
     "short axis": View(lambda c, k: c[k], False, ("ANT", "LAT", "INF", "SEP"), "apex → base"),
     "horizontal long axis": View(lambda c, k: c[:, k], True, ("APEX", "LAT", "BASE", "SEP"), "inferior → anterior"),
-    "vertical long axis": View(lambda c, k: c[::-1, :, k].T, False, ("ANT", "APEX", "INF", "BASE"), "septal → lateral"),
+    "vertical long axis": View(
+        lambda c, k: c[::-1, :, k].T, False, ("ANT", "APEX", "INF", "BASE"), "septal → lateral"
+    ),  # fmt: skip
 }
 
 # %% ../nbs/33_cardiac.ipynb #de75b17c

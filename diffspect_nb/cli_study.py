@@ -213,9 +213,8 @@ def _check_prior(name: str, prior: Prior, study: Study) -> None:
 # %% ../nbs/66_cli_study.ipynb #f1bc51f0
 def iterated(args: argparse.Namespace, study: Study) -> Done:
     "MLEM, OSEM or a plug-in."
-    acquired = surrounded(study, args.device)
-    image = last(Named(args.method, device=args.device, passes=args.iterations)(acquired)).image.detach().float()
-    measurement = acquired.measurement(image.device)
+    image = last(Named(args.method, device=args.device, passes=args.iterations)(study)).image.detach().float()
+    measurement = study.measurement(image.device)
     support = measurement_support(measurement, image * study.count_fraction)
     if args.method in CLASSICAL:
         about: dict[str, Any] = {"iterations": args.iterations or CLASSICAL[args.method]}

@@ -345,7 +345,9 @@ class AnchoredWeights(Weights):
     )
     steps: int = described(10, "N", "", 1, 1000, "noise levels visited", BY_HAND, shown=(1, 50))
     start: int = described(600, "t₀", "noise level", 0, 999, "noise level of the first step", BY_HAND, shown=(0, 999))
-    end: int = described(40, "t₁", "noise level", 0, 999, "noise level of the last step", "set by hand", shown=(0, 200))
+    end: int = described(
+        40, "t₁", "noise level", 0, 999, "noise level of the last step", "set by hand", shown=(0, 200)
+    )  # fmt: skip
     fields: int = described(
         2, "F", "", 1, 100, "noise fields per step, in opposite pairs, estimates averaged",
         "12 validation patients against three independent ones", shown=(1, 6),

@@ -66,7 +66,7 @@ class SystemMatrix:
     def build(
         cls, scanner: Scanner, grid: ImageGrid, mu: Tensor | AttenuationMap | None = None, cache: bool = True
     ) -> SystemMatrix:
-        """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given, on the grid or on one of its own.
+        """System matrix of a scanner, attenuated where μ (z, y, x; cm⁻¹) is given, on the grid or its own.
 
         The bare matrix comes from the cache if it is there."""
         bare = cached_footprints(scanner, grid) if cache else FootprintMatrix.build(scanner, grid)
