@@ -366,9 +366,10 @@ def oracle_rivals(study: Study, steps: Sequence[Step]) -> list[dict]:
 def run_demo(args: argparse.Namespace) -> None:
     "`diffspect demo [--out DIR]`"
     out, full = writable(args.out), Study.load(sample_folder())
-    study = surrounded(reduced_study(full, 0.05, None, args.seed))
+    study = reduced_study(full, 0.05, None, args.seed)
     print(f"sample study: {full.counts:,.0f} counts in {len(full.views or ())} views; kept {study.counts:,.0f} (5 %)")
     started = time.perf_counter()
+    study = surrounded(study)
     measurement = study.measurement()
     print(f"system matrix ready in {time.perf_counter() - started:.1f} s")
     done = reconstruct(study, AnchoredWeights.for_study(study, seed=args.seed))
