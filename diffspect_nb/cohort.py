@@ -289,7 +289,7 @@ def generator_fingerprint() -> str:
     return hashlib.sha256(b"".join([*rounded, repr((rule, seen)).encode()])).hexdigest()
 
 # %% ../nbs/15_cohort.ipynb #1d4822de
-KEPT = ("mu", "heart", "deficit", "early", "late", "ratio")  # of a patient's file, beside the label
+KEPT = ("mu", "heart", "deficit", "early", "late", "ratio", "acquisition")  # of a patient's file, beside the label
 
 
 @dataclass(frozen=True)
@@ -303,6 +303,7 @@ class Patients:
     early: Tensor  # (n, acquisition, z, y, x), float16, network's scale
     late: Tensor  # likewise
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
+    acquisition: Tensor  # (n, acquisition, 2): views, and the dose's share of the full one
 
     def to(self, device: str | torch.device) -> Patients:
         "The same patients on another device: 9 MB each."

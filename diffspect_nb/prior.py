@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
+from torch import Tensor, nn
 
 import diffspect_nb
 from .core import ImageGrid, InputError, usable_device
@@ -27,9 +28,9 @@ from .system import Measurement
 from .volume_network import VolumeConfig, VolumeDenoiser, VolumeUNet
 
 # %% auto #0
-__all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'DEFAULT_PRIOR', 'early_and_late',
-           'around_heart', 'intensity_scale', 'network_config', 'make_network', 'save_checkpoint', 'load_checkpoint',
-           'Prior', 'pretrained_path', 'pretrained']
+__all__ = ['EARLY_UPDATES', 'LATE_UPDATES', 'HEART_MM', 'AROUND_MM', 'RECOVERY', 'FORMAT', 'DEFAULT_PRIOR', 'early_and_late',
+           'around_heart', 'intensity_scale', 'network_config', 'make_network', 'save_checkpoint', 'read_checkpoint',
+           'load_checkpoint', 'Prior', 'pretrained_path', 'pretrained']
 
 # %% ../nbs/14_prior.ipynb #6169a37a
 EARLY_UPDATES, LATE_UPDATES = 12, 48  # image updates behind the early and the late image
@@ -87,39 +88,49 @@ def make_network(config: UNetConfig | VolumeConfig) -> SliceUNet | VolumeUNet:
     return VolumeUNet(config) if isinstance(config, VolumeConfig) else SliceUNet(config)
 
 # %% ../nbs/14_prior.ipynb #96237107
-def save_checkpoint(path: str | Path, net: SliceUNet | VolumeUNet, provenance: dict) -> None:
+FORMAT = "diffspect-prior/1"  # of a prior's file
+
+
+def save_checkpoint(path: str | Path, net: nn.Module, provenance: dict, form: str = FORMAT) -> None:
     "Write the weights (float16) and their provenance, atomically."
     tensors = {k: v.detach().half().contiguous() for k, v in net.state_dict().items()}
     with atomic_path(path) as tmp:
-        save_file(tensors, tmp, metadata={"format": "diffspect-prior/1", "provenance": json.dumps(provenance)})
+        save_file(tensors, tmp, metadata={"format": form, "provenance": json.dumps(provenance)})
 
 # %% ../nbs/14_prior.ipynb #5fa654e8
-def load_checkpoint(path: str | Path) -> tuple[SliceUNet | VolumeUNet, dict]:
-    """The network (float32, in evaluation mode) and its provenance.
-
-    Raises `InputError` on anything but a whole diffspect checkpoint."""
+def read_checkpoint(
+    path: str | Path,
+    make: Callable[[dict], nn.Module],  # the untrained network of a configuration
+    form: str = FORMAT,  # the one that the file must have
+) -> tuple[nn.Module, dict]:
+    "The network (float32, in evaluation mode) and its provenance. Raises `InputError` on anything but a whole file."
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        return _read_checkpoint(path)
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata() or {}
+            if head.get("format") != form:
+                raise InputError(f"{path}: a safetensors file, but not a diffspect checkpoint ({form})")
+            provenance = json.loads(head["provenance"])
+            net = make(provenance["config"])
+            net.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
     except InputError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         rule = "checkpoints must be whole safetensors files (pickles are refused)"
         raise InputError(f"{path}: {rule}: {reason}") from None
-
-
-def _read_checkpoint(path: Path) -> tuple[SliceUNet | VolumeUNet, dict]:
-    with safe_open(path, framework="pt") as file:
-        head = file.metadata() or {}
-        if head.get("format") != "diffspect-prior/1":
-            raise InputError(f"{path}: a safetensors file, but not a diffspect checkpoint")
-        provenance = json.loads(head["provenance"])
-        net = make_network(network_config(provenance["config"]["network"]))
-        net.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})
     return net.eval(), provenance
+
+
+def load_checkpoint(path: str | Path) -> tuple[SliceUNet | VolumeUNet, dict]:
+    """A prior's network (float32, in evaluation mode) and its provenance.
+
+    Raises `InputError` on anything but a whole diffspect checkpoint."""
+    net, provenance = read_checkpoint(path, lambda config: make_network(network_config(config["network"])))
+    assert isinstance(net, SliceUNet | VolumeUNet)
+    return net, provenance
 
 # %% ../nbs/14_prior.ipynb #61141252
 @dataclass(frozen=True)

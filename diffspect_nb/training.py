@@ -5,9 +5,7 @@
 # %% ../nbs/16_training.ipynb #f255441c
 from __future__ import annotations
 
-import json
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -15,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import diffspect_nb
@@ -31,15 +27,15 @@ from diffspect_nb.diffusion import (
     regional_error,
     weighted_error,
 )
-from .files import atomic_path
+from .fit import Nets, Objective, TrainStep, fit
 from .geometry import field_of_view, named_scanner
 from .prior import make_network, network_config, pretrained, save_checkpoint
 from .slice_network import SliceUNet, UNetConfig, fast_dtype, inner_layers
 from .volume_network import VolumeConfig, VolumeUNet
 
 # %% auto #0
-__all__ = ['BOUNDS', 'COUNTED', 'WALKED', 'NAMED', 'STATE', 'CHECKPOINT', 'TrainConfig', 'Batch', 'batch_of', 'importance',
-           'learning_rate', 'Run', 'update', 'TrainStep', 'train', 'save_run', 'provenance_of', 'resume']
+__all__ = ['BOUNDS', 'COUNTED', 'WALKED', 'NAMED', 'CHECKPOINT', 'TrainConfig', 'Batch', 'batch_of', 'importance',
+           'noise_objective', 'begun', 'provenance_of', 'train']
 
 # %% ../nbs/16_training.ipynb #e8899f95
 BOUNDS = {  # of what a training may be told
@@ -176,71 +172,47 @@ def importance(patients: Patients, who: Tensor, config: TrainConfig, support: Te
     weight = weight * (1 + config.defect_weight * patients.deficit[who][:, None].float())
     return weight / weight.mean()
 
-# %% ../nbs/16_training.ipynb #f04bfc5d
-def learning_rate(config: TrainConfig, step: int) -> float:
-    "Linear warm-up, a plateau, and a linear fall to zero at the end. `step` counts from 1."
-    rise = min(1.0, step / max(config.warmup, 1))
-    fall = min(1.0, (config.steps - step + 1) / max(config.cooldown * config.steps, 1))
-    return config.learning_rate * min(rise, fall)
-
-
-@dataclass(frozen=True)
-class Run:
-    "What a training changes as it goes."
-
-    net: SliceUNet | VolumeUNet
-    averaged: dict[str, Tensor]  # parameter → its moving average
-    optimizer: torch.optim.AdamW
-    parent: dict | None  # provenance of the checkpoint it started from
-
-    @classmethod
-    def begin(cls, config: TrainConfig, device: torch.device) -> Run:
-        "An untrained network, or the weights that the configuration starts from."
-        torch.manual_seed(config.seed)  # the network's initial weights
-        net, parent = make_network(config.network), None
-        if config.start_from:
-            prior = pretrained(config.start_from)
-            net.load_state_dict(prior.net.state_dict())
-            parent = prior.provenance
-        net.to(device)
-        averaged = {k: v.detach().clone() for k, v in net.named_parameters()}
-        optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-2, betas=(0.9, 0.99))
-        return cls(net, averaged, optimizer, parent)
-
 # %% ../nbs/16_training.ipynb #84c0956e
-def update(run: Run, config: TrainConfig, step: int, batch: Batch, schedule: NoiseSchedule) -> dict[str, float]:
-    "One step downhill, and the average moved after it; returns loss and its parts."
-    rate = learning_rate(config, step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    device = batch.x0.device
-    x_t = add_noise(batch.x0, batch.noise, batch.t, schedule)
-    with inner_layers(device, fast_dtype(device)):
-        output = run.net(x_t, batch.t.to(device), *batch.inputs)
+def noise_objective(config: TrainConfig, schedule: NoiseSchedule) -> Objective:
+    "The prior's loss: one part, `net`, and the scalars simple, vlb and, where asked for, regional."
     predict = config.network.predict if isinstance(config.network, VolumeConfig) else "epsilon"
-    told = batch.x0, batch.noise, batch.t, schedule
-    loss, parts = hybrid_loss(output.float(), *told, config.vlb_weight, predict, batch.weight)
-    if config.regional_weight:
-        shared = regional_error(weighted_error(output[:, :1].float(), *told, predict, batch.weight))
-        loss, parts = loss + config.regional_weight * shared, parts | {"regional": shared.detach()}
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.net.parameters(), 1.0)
-    run.optimizer.step()
-    decay = min(config.ema, (1 + step) / (10 + step))
-    with torch.no_grad():
-        names, values = zip(*run.net.named_parameters(), strict=True)
-        torch._foreach_lerp_([run.averaged[k] for k in names], list(values), 1 - decay)
-    return {"loss": float(loss.detach())} | {k: float(v) for k, v in parts.items()} | {"learning_rate": rate}
+
+    def objective(nets: Nets, batch: Batch, generator: torch.Generator) -> Iterator[tuple]:
+        device = batch.x0.device
+        x_t = add_noise(batch.x0, batch.noise, batch.t, schedule)
+        with inner_layers(device, fast_dtype(device)):
+            output = nets["net"](x_t, batch.t.to(device), *batch.inputs)
+        told = batch.x0, batch.noise, batch.t, schedule
+        loss, parts = hybrid_loss(output.float(), *told, config.vlb_weight, predict, batch.weight)
+        if config.regional_weight:
+            shared = regional_error(weighted_error(output[:, :1].float(), *told, predict, batch.weight))
+            loss, parts = loss + config.regional_weight * shared, parts | {"regional": shared.detach()}
+        yield "net", loss, parts
+
+    return objective
+
+# %% ../nbs/16_training.ipynb #f04bfc5d
+def begun(config: TrainConfig, device: torch.device) -> tuple[SliceUNet | VolumeUNet, dict | None]:
+    "An untrained network, or the weights that the configuration starts from and their provenance."
+    torch.manual_seed(config.seed)  # the network's initial weights
+    net, parent = make_network(config.network), None
+    if config.start_from:
+        prior = pretrained(config.start_from)
+        net.load_state_dict(prior.net.state_dict())
+        parent = prior.provenance
+    return net.to(device), parent
+
+
+def provenance_of(config: Any, step: int, parent: dict | None = None) -> dict:
+    "Where a checkpoint comes from; `config` is anything with `to_json`."
+    versions = {p: metadata.version(p) for p in ("torch", "numpy", "safetensors")}
+    versions |= {"python": platform.python_version(), "diffspect_nb": diffspect_nb.__version__}
+    generator = generator_fingerprint()
+    told = {"config": config.to_json(), "steps": step, "versions": versions}
+    return told | {"started_from": parent, "generator": generator}
 
 # %% ../nbs/16_training.ipynb #237d6297
-@dataclass(frozen=True)
-class TrainStep:
-    "One step of training."
-
-    index: int
-    total: int
-    scalars: dict[str, float]  # loss, simple, vlb, learning_rate, seconds
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def train(
@@ -256,74 +228,12 @@ def train(
     folder, there = Path(folder), usable_device(device)
     patients = config.cohort.load(config.label).to(there)
     support = torch.from_numpy(field_of_view(named_scanner(config.scanner), config.grid)).to(there)
-    schedule, run = SCHEDULES[config.schedule](), Run.begin(config, there)
-    done = resume(run, config, folder / STATE)
-    run.net.train()
-    for step in range(done + 1, config.steps + 1):
-        started = time.perf_counter()
-        batch = batch_of(patients, config, step, schedule.n_steps, support)
-        scalars = update(run, config, step, batch, schedule)
-        if step % save_every == 0 or step == config.steps:
-            save_run(run, config, step, folder)
-        yield TrainStep(step, config.steps, scalars | {"seconds": time.perf_counter() - started})
+    schedule, (net, parent) = SCHEDULES[config.schedule](), begun(config, there)
 
-# %% ../nbs/16_training.ipynb #0bbd1f35
-STATE, CHECKPOINT = "state.safetensors", "checkpoint.safetensors"
+    def batches(step: int) -> Batch:
+        return batch_of(patients, config, step, schedule.n_steps, support)
 
+    def save(nets: Nets, step: int) -> None:
+        save_checkpoint(folder / CHECKPOINT, nets["net"], provenance_of(config, step, parent))
 
-def _identity(config: TrainConfig) -> str:
-    "What must agree for a run to go on: all but its length."
-    return json.dumps(config.to_json() | {"steps": None}, sort_keys=True)
-
-
-def save_run(run: Run, config: TrainConfig, step: int, folder: Path) -> None:
-    "Write the checkpoint and then the state; either is whole or not at all."
-    tensors = {f"net.{k}": v.detach() for k, v in run.net.named_parameters()}
-    tensors |= {f"averaged.{k}": v for k, v in run.averaged.items()}
-    for (name, _), state in zip(run.net.named_parameters(), run.optimizer.state_dict()["state"].values(), strict=True):
-        tensors |= {f"first.{name}": state["exp_avg"], f"second.{name}": state["exp_avg_sq"]}
-    kept = make_network(config.network)
-    kept.load_state_dict({k: v.cpu() for k, v in run.averaged.items()})
-    save_checkpoint(folder / CHECKPOINT, kept, provenance_of(run, config, step))
-    about = {"step": str(step), "config": _identity(config)}
-    with atomic_path(folder / STATE) as tmp:
-        save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, tmp, metadata=about)
-
-
-def provenance_of(run: Run, config: TrainConfig, step: int) -> dict:
-    "Where a checkpoint comes from."
-    versions = {p: metadata.version(p) for p in ("torch", "numpy", "safetensors")}
-    versions |= {"python": platform.python_version(), "diffspect_nb": diffspect_nb.__version__}
-    generator = generator_fingerprint()
-    told = {"config": config.to_json(), "steps": step, "versions": versions}
-    return told | {"started_from": run.parent, "generator": generator}
-
-# %% ../nbs/16_training.ipynb #f87291d9
-def resume(run: Run, config: TrainConfig, path: Path) -> int:
-    "Restore a saved run in place; returns the steps done, 0 if there is none. Raises `InputError`."
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            head, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
-        if head["config"] != _identity(config):
-            raise InputError(f"{path}: this state belongs to another configuration; choose another folder")
-        _restore(run, tensors, int(head["step"]))
-    except (SafetensorError, OSError, KeyError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
-        raise InputError(f"{path}: the saved training state is damaged ({reason}); delete it to start again") from None
-    return int(head["step"])
-
-
-def _restore(run: Run, tensors: dict[str, Tensor], step: int) -> None:
-    "Weights, average and the optimiser's memories, each into its place."
-    parameters = dict(run.net.named_parameters())
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(tensors[f"net.{name}"])
-            run.averaged[name].copy_(tensors[f"averaged.{name}"])
-    count, state = torch.tensor(float(step)), {}
-    for i, name in enumerate(parameters):
-        first, second = tensors[f"first.{name}"], tensors[f"second.{name}"]
-        state[i] = {"step": count.clone(), "exp_avg": first, "exp_avg_sq": second}
-    run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    yield from fit({"net": net}, noise_objective(config, schedule), batches, config, folder, save, save_every)

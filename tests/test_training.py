@@ -1,5 +1,8 @@
 "The prior's wing: simulated patients, cohorts, training and resuming, checkpoints, and the shipped priors' papers."
 
+import os
+import subprocess
+import sys
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
 
 import diffspect_nb
 from diffspect_nb.cohort import (
@@ -29,13 +33,14 @@ from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.defect_probe import AIM, mean_error, probe_rows, shown_phantom
 from diffspect_nb.diffusion import cosine_schedule
 from diffspect_nb.files import read_json
+from diffspect_nb.fit import FitConfig, Run, fit, learning_rate, update
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.phantom import torso
 from diffspect_nb.prior import DEFAULT_PRIOR, Prior, load_checkpoint, network_config, pretrained, save_checkpoint
 from diffspect_nb.recipe import Mismatch
 from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import keep_views
-from diffspect_nb.training import WALKED, Run, TrainConfig, batch_of, learning_rate, train, update
+from diffspect_nb.training import WALKED, TrainConfig, batch_of, begun, noise_objective, train
 from diffspect_nb.volume_network import VolumeConfig, VolumeUNet
 from diffspect_nb.work import Workers
 
@@ -239,7 +244,8 @@ def test_an_error_that_regions_share_adds_to_the_loss(cohort):
     for share in (0.0, 2.0):
         config = replace(VOLUMES, regional_weight=share, vlb_weight=0.0)
         batch = batch_of(cohort.load("truth"), config, 1, 1000, SUPPORT)
-        losses.append(update(Run.begin(config, torch.device("cpu")), config, 1, batch, cosine_schedule()))
+        run = Run.begin({"net": begun(config, torch.device("cpu"))[0]}, config)
+        losses.append(update(run, noise_objective(config, cosine_schedule()), config, 1, batch))
     plain, told = losses
     assert told["regional"] > 0 and told["loss"] == pytest.approx(plain["loss"] + 2 * told["regional"], rel=1e-5)
 
@@ -277,6 +283,105 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config, cohort, t
     (tmp_path / "broken" / "state.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="state.safetensors"):
         next(train(config, tmp_path / "broken"))
+
+PACE = FitConfig(steps=9, learning_rate=1e-2, warmup=2, seed=3)
+TWO = """
+import sys
+import torch
+from diffspect_nb.fit import FitConfig, Team, fit
+from safetensors.torch import save_file
+
+def batches(step):
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+    return {"x": x, "y": x.sin().sum(1, keepdim=True)}
+
+def objective(nets, batch, generator):
+    yield "net", (nets["net"](batch["x"]) - batch["y"]).square().mean()
+
+torch.manual_seed(Team.join().rank)  # each process would start elsewhere
+net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+*_, last = fit({"net": net}, objective, batches, FitConfig(steps=20, learning_rate=1e-2, warmup=2))
+if Team.join().rank == 0:
+    tensors = {k: v.detach() for k, v in net.named_parameters()}
+    save_file(tensors | {"loss": torch.tensor(last.scalars["loss"])}, sys.argv[1])
+"""
+
+
+def toys() -> dict[str, torch.nn.Module]:
+    "Two parts with dropout and a buffer, so that a run has chance and memories beside its weights."
+    torch.manual_seed(0)
+    make = lambda: torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3))
+    return {"one": torch.nn.Sequential(make(), torch.nn.Linear(8, 1)), "two": torch.nn.Linear(1, 1)}
+
+
+def toy_batches(step: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(16, 3, generator=torch.Generator().manual_seed(step)),)
+
+
+def toy_objective(nets, batch, generator):
+    seen = nets["one"](batch[0]) + torch.randn(1, generator=generator)
+    yield "one", (seen - 1).square().mean(), {"mean": seen.mean()}
+    yield "two", (nets["two"](seen.detach()) + 1).square().mean()
+
+
+def test_a_loop_of_several_parts_is_taken_up_bit_for_bit(tmp_path):
+    whole, broken, again = toys(), toys(), toys()
+    straight = [s.scalars for s in fit(whole, toy_objective, toy_batches, PACE)]
+    for step in fit(broken, toy_objective, toy_batches, PACE, tmp_path, save_every=4):
+        if step.index == 6:
+            break
+    torch.manual_seed(99)
+    kept: dict = {}
+    steps = fit(again, toy_objective, toy_batches, PACE, tmp_path, lambda nets, i: kept.update(nets), save_every=4)
+    rest = [s.scalars for s in steps]
+    drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert len(rest) == 5 and drop(rest) == drop(straight[4:])
+    assert set(rest[0]) == {"loss", "one", "two", "mean", "learning_rate", "seconds"}
+    for part in whole:
+        ends = whole[part].state_dict(), again[part].state_dict()
+        assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+        assert not torch.equal(next(kept[part].parameters()), next(again[part].parameters()))
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(InputError, match="state.safetensors: this state belongs to another configuration"):
+        next(fit(toys(), toy_objective, toy_batches, replace(PACE, ema=0.5), tmp_path))
+    assert list(fit(toys(), toy_objective, toy_batches, replace(PACE, steps=10), tmp_path))[0].index == 10
+    state.write_bytes(state.read_bytes()[:-40])
+    with pytest.raises(InputError, match="state.safetensors: the saved training state is damaged"):
+        next(fit(toys(), toy_objective, toy_batches, PACE, tmp_path))
+
+
+def test_an_objective_steps_every_part_once():
+    for yields in (["one"], ["one", "one", "two"], []):
+
+        def objective(nets, batch, generator, yields=yields):
+            for part in yields:
+                yield part, sum(p.square().sum() for p in nets[part].parameters())
+
+        with pytest.raises(ValueError, match="must step each of .'one', 'two'. once"):
+            next(fit(toys(), objective, toy_batches, PACE))
+
+    def both(nets, batch, generator):
+        yield "one+two", sum(p.square().sum() for net in nets.values() for p in net.parameters())
+
+    before, nets = toys(), toys()
+    next(fit(nets, both, toy_batches, PACE))
+    assert not any(torch.equal(next(nets[k].parameters()), next(before[k].parameters())) for k in nets)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path):
+    "`torchrun` with two processes on one machine: every weight within rounding."
+    script, env = tmp_path / "two.py", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script.write_text(TWO)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, how in (("one", []), ("two", launch)):
+        command = [sys.executable, *how, str(script), str(tmp_path / name)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name) for name in ("one", "two"))
+    assert set(one) == set(two) and float(one["loss"]) < 2
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
 
 
 def test_the_learning_rate_rises_stays_and_falls():
