@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,8 +34,8 @@ from .slice_network import SliceUNet, UNetConfig, fast_dtype, inner_layers
 from .volume_network import VolumeConfig, VolumeUNet
 
 # %% auto #0
-__all__ = ['BOUNDS', 'COUNTED', 'WALKED', 'NAMED', 'CHECKPOINT', 'TrainConfig', 'Batch', 'batch_of', 'importance',
-           'noise_objective', 'begun', 'provenance_of', 'train']
+__all__ = ['BOUNDS', 'COUNTED', 'WALKED', 'NAMED', 'CHECKPOINT', 'check_fields', 'from_fields', 'TrainConfig', 'Batch',
+           'batch_of', 'importance', 'noise_objective', 'begun', 'provenance_of', 'train']
 
 # %% ../nbs/16_training.ipynb #e8899f95
 BOUNDS = {  # of what a training may be told
@@ -55,6 +55,32 @@ BOUNDS = {  # of what a training may be told
 COUNTED = ("n_studies", "steps", "batch", "scanners")  # whole numbers from 1
 WALKED = (20, 850)  # noise levels where the anchored walk takes its steps
 NAMED = {"label": ("mlem50", "truth"), "schedule": tuple(SCHEDULES)}
+
+
+def check_fields(config: Any) -> None:
+    "Raise `InputError` naming a field of a configuration that is not what a training may be told."
+    own = set(config.__dataclass_fields__)
+    for name in own & set(NAMED):
+        if (value := getattr(config, name)) not in NAMED[name]:
+            raise InputError(f"{name} must be {' or '.join(map(repr, NAMED[name]))}, got {value!r}")
+    for name in own & set(COUNTED):
+        if int(value := getattr(config, name)) != value or value < 1:
+            raise InputError(f"{name} must be a whole number >= 1, got {value}")
+    for name in own & set(BOUNDS):
+        low, high = BOUNDS[name]
+        if not low <= (value := getattr(config, name)) <= high:
+            raise InputError(f"{name} must be in [{low}, {high}], got {value}")
+
+
+def from_fields(kind: type, data: dict, network_of: Callable[[dict], Any]) -> Any:
+    "A configuration of that kind from its dictionary. Raises `InputError` on unknown or malformed fields."
+    if unknown := sorted(set(data) - set(kind.__dataclass_fields__)):  # type: ignore[attr-defined]
+        raise InputError(f"training configuration has unknown fields {unknown}")
+    makers: dict[str, Any] = {"grid": ImageGrid.from_json, "network": network_of}
+    try:
+        return kind(**{k: makers[k](v) if k in makers else v for k, v in data.items()})
+    except (TypeError, ValueError) as e:
+        raise InputError(f"training configuration: {e}") from None
 
 
 @dataclass(frozen=True)
@@ -89,15 +115,7 @@ class TrainConfig:
     start_from: str | None = None  # checkpoint whose weights to start with: a path or the name of a shipped one
 
     def __post_init__(self):
-        for name, names in NAMED.items():
-            if (value := getattr(self, name)) not in names:
-                raise InputError(f"{name} must be {' or '.join(map(repr, names))}, got {value!r}")
-        for name in COUNTED:
-            if int(value := getattr(self, name)) != value or value < 1:
-                raise InputError(f"{name} must be a whole number >= 1, got {value}")
-        for name, (low, high) in BOUNDS.items():
-            if not low <= (value := getattr(self, name)) <= high:
-                raise InputError(f"{name} must be in [{low}, {high}], got {value}")
+        check_fields(self)
         slices = self.grid.shape[0]
         if isinstance(self.network, UNetConfig) and self.network.n_slices != slices:
             got = self.network.n_slices
@@ -110,13 +128,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, data: dict) -> TrainConfig:
         "Inverse of `to_json`; missing fields take their defaults. Raises `InputError` on unknown or malformed ones."
-        if unknown := sorted(set(data) - set(cls.__dataclass_fields__)):
-            raise InputError(f"training configuration has unknown fields {unknown}")
-        makers: dict[str, Any] = {"grid": ImageGrid.from_json, "network": network_config}
-        try:
-            return cls(**{k: makers[k](v) if k in makers else v for k, v in data.items()})
-        except (TypeError, ValueError) as e:
-            raise InputError(f"training configuration: {e}") from None
+        return from_fields(cls, data, network_config)
 
     @property
     def cohort(self) -> Cohort:
