@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffspect_nb
+from .cli_train import train_options
 from .cli_tune import tune_options, workers_options
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LEVELS', 'CT_HELP', 'COMMANDS', 'dashboard_notebook', 'run_dashboard', 'Help', 'weight_help', 'add_weights',
            'add_point', 'add_resample', 'demo_options', 'reconstruct_options', 'simulate_options', 'import_options',
-           'fetch_options', 'read_options', 'probe_options', 'evaluate_options', 'train_options', 'benchmark_options',
+           'fetch_options', 'read_options', 'probe_options', 'evaluate_options', 'benchmark_options',
            'dashboard_options', 'scanner_options', 'info_options', 'Command', 'parser', 'main']
 
 # %% ../nbs/68_cli.ipynb #9ce076b6
@@ -274,14 +275,6 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
     add_resample(sub)
 
 # %% ../nbs/68_cli.ipynb #433ec1f6
-def train_options(sub: argparse.ArgumentParser) -> None:
-    "Of `diffspect train`."
-    sub.add_argument("config", help="JSON file with fields of TrainConfig")
-    sub.add_argument("--out", default="out/train", help="folder for state and checkpoint")
-    text = "where to compute; default: the GPU if there is one"
-    sub.add_argument("--device", choices=("cpu", "cuda"), help=text)
-
-
 def benchmark_options(sub: argparse.ArgumentParser) -> None:
     "Of `diffspect benchmark`."
     from diffspect_nb.cohort import FIRST_TEST
@@ -370,7 +363,9 @@ COMMANDS = {
         "PSNR, NRMSE and SSIM of an image against a reference (NIfTI).", "cli_data.run_evaluate", evaluate_options
     ),
     "train": Command(
-        "Train a prior from a JSON configuration; resumes from the state in --out.", "cli_data.run_train", train_options
+        "Train a prior from a JSON file, or a rival by its name; resumes from the state in --out.",
+        "cli_train.run_train",
+        train_options,
     ),
     "benchmark": Command(
         "Every dose and number of views against oracle-tuned classical images on held-out patients; resumable.",

@@ -33,7 +33,7 @@ from diffspect_nb.files import (
     write_json,
 )
 from .memory import check_memory
-from .methods import CLASSICAL, DEFAULT_METHOD, METHODS, WALKS, Named, address_of, is_method
+from .methods import CLASSICAL, DEFAULT_METHOD, METHODS, WALKS, Named, is_method, told_of
 from .metrics import masks_of, references_of, score, score_table, scores_of
 from .mlem import mlem_steps
 from .prior import Prior, pretrained, pretrained_path
@@ -219,7 +219,7 @@ def iterated(args: argparse.Namespace, study: Study) -> Done:
     if args.method in CLASSICAL:
         about: dict[str, Any] = {"iterations": args.iterations or CLASSICAL[args.method]}
     else:
-        about = {"function": address_of(args.method)}
+        about = told_of(args.method)
     return Done(image.cpu(), replace(support, image=support.image.cpu()), about)
 
 # %% ../nbs/66_cli_study.ipynb #7cad36ae

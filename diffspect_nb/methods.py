@@ -22,13 +22,14 @@ from .core import InputError, Step
 from .mlem import mlem_steps, subset_count
 from .prior import Prior, pretrained
 from .reconstruction import reconstruction_steps
+from .rivals import RIVALS, is_rival, rival_checkpoints, rival_method
 from .sampler import AnchoredWeights, PaperWeights, Weights
 from .study import Study
 from .surroundings import surrounded
 
 # %% auto #0
 __all__ = ['Method', 'WALKS', 'CLASSICAL', 'METHODS', 'DEFAULT_METHOD', 'GROUP', 'PLUGIN_HELP', 'guided', 'classical', 'plugins',
-           'is_method', 'address_of', 'imported', 'needed', 'made', 'check_image', 'checked', 'Named']
+           'is_method', 'address_of', 'told_of', 'imported', 'needed', 'made', 'check_image', 'checked', 'Named']
 
 # %% ../nbs/44_methods.ipynb #fafe65ef
 Method = Callable[[Study], Iterator[Step]]  # last image: (z, y, x), full-dose photons
@@ -62,29 +63,38 @@ def classical(study: Study, name: str, passes: int | None = None, device: str = 
 
 # %% ../nbs/44_methods.ipynb #25e0eec7
 GROUP = "diffspect.methods"  # of entry points
-PLUGIN_HELP = "or a plug-in by its name (`diffspect info`), or any function of a study: package.module:function"
+PLUGIN_HELP = "or a trained rival or a plug-in by its name (`diffspect info`), or any function: package.module:function"
 
 
 def plugins() -> dict[str, str]:
     "Names that installed packages add, and the address of each: `package.module:function`."
     found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
-    return {point.name: f"{point.module}:{point.attr}" for point in found if point.name not in METHODS}
+    taken = {*METHODS, *filter(is_rival, (point.name for point in found))}
+    return {point.name: f"{point.module}:{point.attr}" for point in found if point.name not in taken}
 
 
 def is_method(name: str | None) -> bool:
     "Whether that is a name of a method, or looks like an address."
-    return name is not None and (name in METHODS or name in plugins() or ":" in name)
+    return name is not None and (name in METHODS or is_rival(name) or name in plugins() or ":" in name)
 
 
 def address_of(name: str) -> str:
     "Where a method that is not built in is found; raises `InputError` on a name that nobody has given."
+    if is_rival(name):
+        return f"diffspect_nb.rivals:RIVALS[{name}]"
     known = plugins()
     address = known.get(name, name)
     module, _, function = address.partition(":")
     if not function or not module or module.startswith("."):
         there = ", ".join([*METHODS, *known])
-        raise InputError(f"no method is called {name!r}; there are {there}, or write package.module:function")
+        some = f"or write package.module:function; rivals to train: {', '.join(RIVALS)}"
+        raise InputError(f"no method is called {name!r}; there are {there}, {some}")
     return address
+
+
+def told_of(name: str) -> dict[str, Any]:
+    "What a result says of a method that is not built in: its address, and where a rival's networks come from."
+    return {"function": address_of(name)} | ({"checkpoints": rival_checkpoints(name)} if is_rival(name) else {})
 
 
 def imported(name: str) -> Callable:
@@ -171,12 +181,17 @@ class Named:
     changes: tuple[tuple[str, float], ...] = ()  # of a walk's weights
 
     def __call__(self, study: Study) -> Iterator[Step]:
-        yield from checked(self.name, study, _function(self)(study))
+        yield from checked(self.name, study, _found(self)(study))
 
     def ready(self) -> Named:
         "Itself, looked up now: raises `InputError` before any work is done."
-        _function(self)
+        _found(self)
         return self
+
+
+def _found(named: Named) -> Callable[[Study], Any]:
+    "The function; a rival's is looked up anew each time, since its network may have been trained meanwhile."
+    return rival_method(named.name, named.device) if is_rival(named.name) else _function(named)
 
 
 @lru_cache(maxsize=8)

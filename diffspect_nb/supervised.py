@@ -252,7 +252,8 @@ def look(study: Study, n: int, with_ct: bool = True, device: str = "cpu") -> Gen
     "OSEM as before our own walk, with n steps to follow; the generator returns what it led to."
     measurement = surrounded(study, device).measurement(device)
     beginning = yield from beginning_steps(study, AnchoredWeights(steps=n, start=999), measurement)
-    dose, passes = study.count_fraction, AnchoredWeights.iterations // min(AnchoredWeights.input_subsets, len(study.views))
+    subsets = min(AnchoredWeights.input_subsets, len(study.views))
+    dose, passes = study.count_fraction, AnchoredWeights.iterations // subsets
     scale = intensity_scale(beginning.early / dose, study.grid, len(study.views))
     late = (beginning.late * (scale / dose)).clamp(0, CEILING)
     level = count_level(dose, study.view_share).reshape(1)
