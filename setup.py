@@ -15,7 +15,7 @@ readme = here / "README.md"
 
 
 class BuildWithSamples(build_py):
-    "Put the sample studies (diffspect_nb/samples/) and the dashboard's notebook (notebooks/) into the wheel."
+    "Put the sample studies (samples/), the dashboard's notebook (notebooks/) and the rivals' recipes into the wheel."
 
     def run(self):
         super().run()
@@ -25,6 +25,9 @@ class BuildWithSamples(build_py):
             notebooks = Path(self.build_lib) / cfg["lib_path"] / "notebooks"
             notebooks.mkdir(exist_ok=True)
             shutil.copy(here / "nbs/tutorials/dashboard.ipynb", notebooks)
+        if not self.editable_mode and (here / "benchmarks" / "rivals").is_dir():
+            target = Path(self.build_lib) / cfg["lib_path"] / "recipes"
+            shutil.copytree(here / "benchmarks" / "rivals", target, dirs_exist_ok=True)
 
 
 setup(
