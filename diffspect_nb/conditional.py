@@ -27,9 +27,9 @@ from diffspect_nb.diffusion import (
     ddim_step,
     hybrid_loss,
     predict_eps,
-    predict_x0,
     timesteps,
     variance_fraction,
+    x0_from_output,
 )
 from .fit import Nets, Objective, TrainStep
 from .prior import read_checkpoint
@@ -56,10 +56,13 @@ class DiffusionConfig(PairConfig):
     condition_dropout: float = 0.0  # share of examples that do not see the noisy reconstruction
     vlb_weight: float = 1e-3
     schedule: str = "cosine"
+    predict: str = "v"  # v, the velocity | epsilon, as published
     network: UNetConfig = field(default_factory=lambda: UNetConfig(n_slices=2, ct_entry="beside"))
 
     def __post_init__(self):
         super().__post_init__()
+        if self.predict not in ("epsilon", "v"):
+            raise InputError(f"predict must be 'epsilon' or 'v', got {self.predict!r}")
         for name in ("slices", "ct_slices"):
             if (n := getattr(self, name)) < 1 or n % 2 == 0:
                 raise InputError(f"{name} must be odd and >= 1, got {n}")
@@ -97,7 +100,7 @@ class ConditionalUNet(nn.Module):
         return self.inner.ct_features(seen, torch.zeros(len(seen), dtype=torch.long, device=seen.device))
 
     def forward(self, noisy: Tensor, t: Tensor, features: Tensor, level: Tensor) -> Tensor:
-        "Noise and raw variance (B, 2, y, x) of x_t (B, 1, y, x) at levels t and count levels (B,); 1: not told."
+        "Estimate and raw variance (B, 2, y, x) of x_t (B, 1, y, x) at levels t, count levels (B,); 1: not told."
         return self.inner(noisy, t, -10 * level.log(), ct_features=features)
 
 
@@ -146,7 +149,8 @@ def slice_objective(config: DiffusionConfig) -> Objective:
         x_t = add_noise(batch.x0, batch.noise, batch.t, schedule)
         with inner_layers(device, fast_dtype(device)):
             output = net(x_t, batch.t.to(device), net.features(batch.seen), batch.level)
-        yield "net", *hybrid_loss(output.float(), batch.x0, batch.noise, batch.t, schedule, config.vlb_weight)
+        told = batch.x0, batch.noise, batch.t, schedule
+        yield "net", *hybrid_loss(output.float(), *told, config.vlb_weight, config.predict)
 
     return objective
 
@@ -189,7 +193,7 @@ class ConditionalDenoiser:
     def __init__(self, trained: Trained, seen: Tensor, level: Tensor):
         self.net, self.level = trained.net, level
         self.schedule: NoiseSchedule = SCHEDULES[trained.config.schedule]()
-        self.dtype = fast_dtype(seen.device)
+        self.dtype, self.predict = fast_dtype(seen.device), trained.config.predict
         with torch.no_grad(), inner_layers(seen.device, self.dtype):
             self.features = self.net.features(seen)
 
@@ -201,8 +205,9 @@ class ConditionalDenoiser:
         "The estimate, and the learned variance fraction for ancestral steps, like x."
         levels = torch.full((len(x),), int(t), device=x.device)
         with inner_layers(x.device, self.dtype):
-            eps, raw = self.net(x[:, None], levels, self.features, self.level).float().unbind(dim=1)
-        return predict_x0(x, eps, t, self.schedule).clamp(0, CEILING), variance_fraction(raw)
+            guess, raw = self.net(x[:, None], levels, self.features, self.level).float().unbind(dim=1)
+        x0 = x0_from_output(guess, x, int(t), self.schedule, self.predict)
+        return x0.clamp(0, CEILING), variance_fraction(raw)
 
 # %% ../nbs/42_conditional.ipynb #988564c4
 @torch.no_grad()
@@ -212,11 +217,12 @@ def ddim_walk(
     steps: int = 25,
     seed: int = 0,
     mend: Callable[[Tensor], Tensor] | None = None,  # what happens to x̂0 before it is used
+    start: int = 960,  # noise level of the first step
 ) -> Iterator[tuple[int, Tensor]]:
     "DDIM from pure noise to an image: yields each noise level and the (mended) x̂0 there, network's scale."
     schedule = getattr(denoise, "schedule", None) or SCHEDULES["cosine"]()
     x = next(noise_fields(tuple(like.shape), seed, like.device))
-    for t, t_next in pairwise([*timesteps(steps, schedule=schedule), -1]):
+    for t, t_next in pairwise([*timesteps(steps, start, schedule), -1]):
         x0 = denoise(x, t)
         eps = predict_eps(x, x0, t, schedule)
         x0 = x0 if mend is None else mend(x0)

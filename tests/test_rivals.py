@@ -137,7 +137,7 @@ def test_ddim_is_that_of_diffusers():
     theirs.set_timesteps(27)  # a step of 37 levels
     like = torch.zeros(4, 5, 6)
     x = next(noise_fields(tuple(like.shape), 3, like.device)).double()
-    ours = list(ddim_walk(lambda x, t: toy(x.double(), t), like, 28, 3))
+    ours = list(ddim_walk(lambda x, t: toy(x.double(), t), like, 28, 3, start=999))
     assert [t for t, _ in ours[:3]] == [999, 962, 925] and ours[-1][0] == 0
     for t, x0 in ours:
         torch.testing.assert_close(x0, toy(x, t), rtol=1e-4, atol=1e-4)
@@ -323,6 +323,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     ("make", "says"),
     [
         (lambda: DiffusionConfig(slices=2), "slices must be odd"),
+        (lambda: DiffusionConfig(predict="x0"), "predict must be 'epsilon' or 'v'"),
         (lambda: DiffusionConfig(ct_slices=3), "network.n_slices must be slices [+] ct_slices = 4, got 2"),
         (lambda: SupervisedConfig(network=VolumeConfig()), "network.conditions must be 1"),
         (lambda: SupervisedConfig(batch=0), "batch must be"),
