@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 REQUIREMENTS := settings.ini setup.py pyproject.toml
-CONFIG ?= benchmarks/train.json
+CONFIG ?= benchmarks/diffspect-1.json
 # Processes that share the tests, each of one thread and about 3 GB: two of one thread beat one of two. 0: none but pytest.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS)

@@ -193,7 +193,7 @@ def pretrained_path(name: str) -> Path:
 def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
     """A prior shipped with the package, or one from a .safetensors file.
 
-    `diffspect`: volumes, true activity; `light`: the same with half the work; `mlem50`: slices, full-dose MLEM-50
-    images, as the paper's. Raises `InputError` if there is none or PyTorch cannot use the device."""
+    `diffspect`: volumes, true activity; `mlem50`: slices, full-dose MLEM-50 images, as the paper's.
+    Raises `InputError` if there is none or PyTorch cannot use the device."""
     net, provenance = load_checkpoint(pretrained_path(name))
     return Prior(net.to(usable_device(device)), provenance)

@@ -24,7 +24,7 @@ __all__ = ['MARGIN_MM', 'CLEAR_MM', 'PASSES', 'ASKED_SHARE', 'ENOUGH_VIEWS', 'sh
            'shell_factors', 'surrounded_matrix', 'counts_from_beyond', 'sees_beyond', 'surrounded']
 
 # %% ../nbs/08a_surroundings.ipynb #b42e383b
-MARGIN_MM = 48.0  # thickness of the shell
+MARGIN_MM = 80.0  # thickness of the shell
 CLEAR_MM = 40.0  # from a hole's plane, where no patient can be
 
 
@@ -110,8 +110,8 @@ def surrounded_matrix(inner: SystemMatrix, shell: SystemMatrix) -> SystemMatrix:
     return SystemMatrix(SideBySide(inner.kept, shell.kept, sizes), (sum(sizes), 1, 1), inner.proj_shape)
 
 # %% ../nbs/08a_surroundings.ipynb #fcea7978
-PASSES = 3  # of OSEM, a subset for each view
-ASKED_SHARE = 0.02  # of the counts, from which the shell is kept
+PASSES = 12  # of OSEM, a subset for each view
+ASKED_SHARE = 0.03  # of the counts, from which the shell is kept
 ENOUGH_VIEWS = 5
 
 
