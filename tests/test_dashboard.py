@@ -484,7 +484,8 @@ def test_table_and_export(dashboard, study, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     dashboard.results.folder.value = "file/below"
     dashboard.results.buttons["Export run"].click()
-    assert "cannot write" in dashboard.results.files_answer.value and "dsd-error" in dashboard.results.files_answer.value
+    answer = dashboard.results.files_answer.value
+    assert "cannot write" in answer and "dsd-error" in answer
 
 
 def test_probe_at_the_crosshair(dashboard, study):
@@ -530,8 +531,8 @@ def test_a_sweep_survives_a_stop(dashboard):
     dashboard.results.table.press("select", "1")
     assert dashboard.chosen.id == "1" and sweep.wait(30)
     done = len(sweep.plot.points)
-    assert 3 <= done < 12 and "Go on" in sweep.answer.value and sweep.stream.state == "cancelled"
-    sweep.go_on_button.click()
+    assert 3 <= done < 12 and "Resume" in sweep.answer.value and sweep.stream.state == "cancelled"
+    sweep.resume_button.click()
     assert sweep.wait(60) and sweep.stream.state == "finished", sweep.answer.value
     assert len(sweep.plot.points) == 12 and len(dashboard.history) == kept + 12
     assert len(sweep.plot.lines) == 2 and all(len(line["x"]) == 3 for line in sweep.plot.lines)
