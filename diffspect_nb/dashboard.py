@@ -28,7 +28,7 @@ from .study import Study
 from .surroundings import surrounded
 from .sweep import SweepPanel
 from .viewer import Trail, VolumeViewer
-from .wishes import Acquisition, Outside, Source, Wish, place_of, settings_json
+from .wishes import Acquisition, Source, Wish, place_of, settings_json
 
 # %% auto #0
 __all__ = ['ReconstructionDashboard', 'details_of']
@@ -130,6 +130,8 @@ class ReconstructionDashboard(Dashboard):
         study = self.bench.acquired(wish)
         self.studies[wish.source] = self.bench.known[wish.source]
         self.stage.look_at(wish.source, study)
+        if (begun := self.bench.ready(wish)) and not self._paused_preview:
+            self._preview(wish, study, begun.late / study.count_fraction, True)  # something to see at once
         return (yield from self.bench.steps(wish))
 
     def _draw(self, wish: Wish, step: Step) -> None:
@@ -137,7 +139,7 @@ class ReconstructionDashboard(Dashboard):
         walk = step.index > step.total - passes
         self.stage.look_at(wish.source, study, step.image.cpu())
         if not self._paused_preview:
-            self._preview(wish, study, step, walk)
+            self._preview(wish, study, step.image, walk)
         if walk and (passes < 60 or step.index % (passes // 50) == 0 or step.index == step.total):
             self.trail.add(step.image)
         if walk:
@@ -146,23 +148,24 @@ class ReconstructionDashboard(Dashboard):
         kind = f"step of {wish.method}"
         self._advance(step, remaining | {kind: min(passes, step.total - step.index)}, kind if walk else "pass")
 
-    def _preview(self, wish: Wish, study: Study, step: Step, walk: bool) -> None:
+    def _preview(self, wish: Wish, study: Study, image: Tensor, walk: bool) -> None:
         "The newest image in the viewer, under a name that says that it is not finished."
         name = f"{wish.method}, running"
         if self._previewed != name or name not in self.viewer.names:
-            self.stage.show(name, step.image, study, self._beside_images(wish) | {"input": step.image})
+            begun = self.bench.ready(wish)
+            x_in = image if begun is None else begun.late / study.count_fraction
+            self.stage.show(name, image, study, self._beside_images(wish) | {"input": x_in})
             self._previewed = name
-        self.viewer.update(name, step.image)
+        self.viewer.update(name, image)
         if not walk and "input" in self.viewer.names:
-            self.viewer.update("input", step.image)
+            self.viewer.update("input", image)
         self.scrubber.follow(len(self.trail))
 
     def _gain(self, wish: Wish, study: Study, step: Step) -> None:
         "Two more points on the curves."
         if self._gained is None:
-            begun = self.bench.begun[1] if self.bench.begun and not isinstance(wish.weights, Outside) else None
-            late = begun.late if begun and hasattr(wish.weights, "steps") else None
-            self._gained = Curves(study, study.measurement(), late)
+            begun = self.bench.ready(wish)
+            self._gained = Curves(study, study.measurement(), begun.late if begun else None)
         self._gained.add(step.image)
         if not self._paused_preview:
             self.curves.value = gains_html(self._gained.gains, getattr(wish.weights, "steps", step.total))
@@ -350,13 +353,13 @@ class ReconstructionDashboard(Dashboard):
     # --- sweeps
 
     def _sweep_bench(self) -> Bench:
-        bench = Bench(self.bench.given, self._priors)
-        bench.known = dict(self.studies)
-        return bench
+        self._sweeping = Bench(self.bench.given, self._priors)
+        self._sweeping.known = dict(self.studies)
+        return self._sweeping
 
     def _swept(self, run: Run) -> Run:
         "A run of a sweep: kept as any other, not shown."
-        self.studies.setdefault(run.wish.source, self.bench.full(run.wish.source))
+        self.studies.setdefault(run.wish.source, self._sweeping.known[run.wish.source])
         return self.results.add(run, select=False)
 
     def _patient(self, number: int) -> Source:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -300,7 +301,7 @@ class MethodPanel(w.VBox):
             return
         mine = self._own.setdefault(self.method.value, {})
         mine[name] = value if isinstance(value, int) else round(value, 9)
-        if mine[name] == getattr(self.usual, name):
+        if math.isclose(mine[name], getattr(self.usual, name), rel_tol=1e-7):
             del mine[name]
         self._tell()
 

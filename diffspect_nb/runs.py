@@ -57,7 +57,7 @@ class Bench:
         say: Callable[[str], object] = lambda text: None,  # told what takes time
     ):
         self.given, self.say = given, say
-        self.priors = dict(priors or {})
+        self.priors, self.own = dict(priors or {}), set(priors or {})
         self.known: dict[Source, Study] = {}  # full studies
         self.begun: tuple[object, Beginning] | None = None
         self._data: tuple[object, Study] | None = None
@@ -80,6 +80,12 @@ class Bench:
             self._data, self.begun = (wish.data_key, study), None
         return self._data[1]
 
+    def ready(self, wish: Wish) -> Beginning | None:
+        "The images that this wish's walk sets out from, if they are there."
+        weights, (key, begun) = wish.weights, self.begun or (None, None)
+        walk = isinstance(weights, PaperWeights | AnchoredWeights)
+        return begun if walk and key == (wish.data_key, weights.iterations, weights.input_subsets) else None
+
     def prior(self, name: str) -> Prior:
         "One of the user's, or a shipped one."
         if name not in self.priors:
@@ -91,10 +97,11 @@ class Bench:
         study, weights = self.acquired(wish), wish.weights
         if not isinstance(weights, PaperWeights | AnchoredWeights):
             return study, (yield from _other_steps(wish, study))
-        key = wish.data_key, weights.iterations, weights.input_subsets
-        if self.begun is None or self.begun[0] != key:
-            self.begun = key, (yield from beginning_steps(study, weights))
-        prior, begun = self.prior(wish.prior), self.begun[1]
+        begun, key = self.ready(wish), (wish.data_key, weights.iterations, weights.input_subsets)
+        if begun is None:
+            begun = yield from beginning_steps(study, weights)
+            self.begun = key, begun
+        prior = self.prior(wish.prior)
         return study, (yield from reconstruction_steps(study, weights, prior, beginning=begun))
 
 # %% ../nbs/62a_runs.ipynb #17b5532f
@@ -230,22 +237,26 @@ def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def columns_of(rows: Sequence[dict], against: Sequence[str], where: Sequence[str]) -> list[dict]:
-    "Columns of a table of `rows_of`: dose, views, seed, the knobs in which runs differ, the scores asked for."
-    hidden = {"run", "name", "kind", "reduced_deviance", "seconds"}
+    "Columns of a table of `rows_of`: PSNR, the knobs in which runs differ, what is always there, the other scores."
+    hidden = {"run", "name", "kind", "reduced_deviance", "seconds", *ALWAYS}
     knobs = [key for key in (rows[0] if rows else {}) if key not in hidden and " " not in key]
     own = [row for row in rows if row["kind"] == "run"]
-    differ = [key for key in knobs if len({row[key] for row in own if row[key] is not None}) > 1 or key in ALWAYS]
-    found: list[dict] = [{"key": key, "label": ALWAYS.get(key, key.replace("lambda_", "λ_"))} for key in differ]
-    for metric, (label, digits, up) in METRICS.items():
-        for place in where:
-            for target in against:
-                about = f"{label} in the {place} against the {target}"
-                short = f"{label} {'heart' if place == 'heart' else 'FOV'}{'' if len(against) < 2 else f', {target}'}"
-                key = f"{metric} {place}, {target}"
-                found.append({"key": key, "label": short, "about": about, "digits": digits, "up": up})
-    about = "1: the image explains the counts"
-    found.append({"key": "reduced_deviance", "label": "deviance", "about": about, "digits": 3, "up": True})
-    return [*found, {"key": "seconds", "label": "s", "about": "seconds it took", "digits": 1, "up": True}]
+    differ = [key for key in knobs if len({row[key] for row in own if row[key] is not None}) > 1]
+    labels = {key: key.replace("lambda_", "λ_").replace("tv_", "TV ").replace("noise_", "noise ") for key in differ}
+    columns = [{"key": key, "label": label} for key, label in (labels | ALWAYS).items()]
+    psnr, *others = ([_score_column(metric, p, t, len(against)) for p in where for t in against] for metric in METRICS)
+    deviance = {"key": "reduced_deviance", "label": "deviance", "about": "1: the image explains the counts"}
+    seconds = {"key": "seconds", "label": "s", "about": "seconds it took", "digits": 1, "up": True}
+    rest = [column for columns_ in others for column in columns_]
+    return [*psnr, *columns, *rest, deviance | {"digits": 3, "up": True}, seconds]
+
+
+def _score_column(metric: str, place: str, target: str, targets: int) -> dict:
+    "A column of scores; its label names the target where there are several."
+    label, digits, up = METRICS[metric]
+    short = f"{label} {'heart' if place == 'heart' else 'FOV'}{'' if targets < 2 else f', {target}'}"
+    about = f"{label} in the {place} against the {target}"
+    return {"key": f"{metric} {place}, {target}", "label": short, "about": about, "digits": digits, "up": up}
 
 # %% ../nbs/62a_runs.ipynb #d73049b1
 FORMAT = "diffspect-session/1"

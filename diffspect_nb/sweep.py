@@ -130,6 +130,8 @@ def sweep_steps(
     "Run the wishes on a pool, one `Step` a run; returns how many. Close it to stop after what is under way."
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
+    if workers > 1 and (own := bench.own & {wish.prior for wish in wishes}):
+        raise InputError(f"{', '.join(own)}: a prior of your own stays in this process; use 1 worker")
     with tempfile.TemporaryDirectory(prefix="diffspect-sweep-") as folder:
         places = _laid_out(wishes, bench, Path(folder)) if workers > 1 else {}
         tasks: dict[str, Callable[[], Any]] = {
@@ -184,7 +186,7 @@ def drawn(plan: Plan, runs: Sequence[Run], score: str) -> tuple[list[dict], list
     return points, lines
 
 # %% ../nbs/62b_sweep.ipynb #ee7f849b
-ABOUT = {"Sweep": "run every combination", "Stop": "stop after the runs under way", "Go on": "run what is missing"}
+ABOUT = {"Sweep": "run every combination", "Stop": "stop after the runs under way", "Resume": "run what is missing of the sweep"}
 
 
 class SweepPanel(w.VBox):
@@ -202,11 +204,11 @@ class SweepPanel(w.VBox):
         self.plan: Plan | None = None
         self.runs: dict[Wish, Run] = {}
         self.controls = self._made_controls()
-        self.sweep_button, self.stop_button, self.go_on_button = buttons(ABOUT)
+        self.sweep_button, self.stop_button, self.resume_button = buttons(ABOUT)
         self.answer, self.plot = Answer(), ScorePlot(lambda what, id, value: opened(id))
         self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(flex="1 1 100px", width="auto"))
         self.stream: StreamView[tuple[Plan, int]] = StreamView(self._steps, self._told, self._changed, 0.0)
-        acts = {self.sweep_button: self.start, self.stop_button: self.stop, self.go_on_button: self.go_on}
+        acts = {self.sweep_button: self.start, self.stop_button: self.stop, self.resume_button: self.resume}
         for button, act in acts.items():
             button.on_click(lambda _, act=act: self._guarded(act))
         for name in ("first", "second"):
@@ -218,7 +220,7 @@ class SweepPanel(w.VBox):
             row(c["second"], c["second_low"], c["second_high"], c["second_n"]),
             row(c["seeds"], c["patients"], c["workers"], c["score"]),
         ]
-        acted = row(self.sweep_button, self.stop_button, self.go_on_button, self.progress)
+        acted = row(self.sweep_button, self.stop_button, self.resume_button, self.progress)
         super().__init__([heading("Sweep"), *lines, acted, self.answer, self.plot])
         self.offer("paper")
 
@@ -277,9 +279,9 @@ class SweepPanel(w.VBox):
         self.plan = self.planned()
         wanted = self.plan.wishes()
         self.runs = {wish: run for wish, run in self.runs.items() if wish in wanted}
-        self.go_on()
+        self.resume()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         "Run what is missing of the plan."
         if self.plan is None:
             raise InputError("there is no sweep yet: press Sweep")
@@ -319,7 +321,7 @@ class SweepPanel(w.VBox):
         elif state == "running":
             self.answer.say(f"{done} of {total} runs; the dashboard may be used meanwhile")
         elif state in ("finished", "cancelled", "replaced"):
-            word = {"finished": "done", "cancelled": "stopped, Go on runs the rest"}.get(state, state)
+            word = {"finished": "done", "cancelled": "stopped, Resume runs the rest"}.get(state, state)
             self.answer.say(f"{done} of {total} runs: {word}")
         if state != "running":
             self.progress.max, self.progress.value = max(total, 1), done

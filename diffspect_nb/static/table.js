@@ -16,7 +16,7 @@ function render({ model, el }) {
   const table = node("table", { class: "dst", "aria-label": "runs" }), box = node("div", { class: "dst-box" }, table);
   el.classList.add("dst-root");
   el.append(box);
-  let sort = null, editing = null, wanted = null;
+  let sort = null, editing = null, wanted = null, seen = null;
   const send = (what, id, value) => model.send({ what, id, value });
   const shown = (value, column) => {
     if (value === null || value === undefined) return "";
@@ -105,6 +105,12 @@ function render({ model, el }) {
       return line;
     });
     table.replaceChildren(node("thead", {}, head), node("tbody", {}, ...body));
+    const chosen = table.querySelector(".dst-chosen");
+    if (chosen && seen !== get("selected")) { // a run that was chosen elsewhere is brought into sight
+      const top = chosen.offsetTop - 24, bottom = chosen.offsetTop + chosen.offsetHeight - box.clientHeight;
+      box.scrollTop = Math.min(top, Math.max(bottom, box.scrollTop));
+    }
+    seen = get("selected");
     if (!wanted) return;
     const [id, what] = wanted; // the button that was pressed keeps the focus when the table is made anew
     const kept = [...table.querySelectorAll(`[data-id="${id}"] button`)].find((one) => one.dataset.what === what);

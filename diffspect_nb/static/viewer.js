@@ -191,12 +191,13 @@ function render({ model, el }) {
 
   // --- drawing --------------------------------------------------------------------------------------------------
   function drawPanel(panel, colours) {
+    if (!volumes[panel.v]) return; // fewer volumes than panels, which are made anew in a moment
     const { canvas, frame, buffer, plane, v } = panel, shape = get("shape"), cursor = get("cursor"), box = panel.box = held || boxOf();
     const pair = get("blinking"), other = get("blink") && turn && pair.length === 2 && volumes[v].name === pair[0];
     const volume = other ? volumes.find((one) => one.name === pair[1]) || volumes[v] : volumes[v];
-    panel.title.lastChild.textContent = volume.name;
+    if (panel.title.lastChild.textContent !== volume.name) panel.title.lastChild.textContent = volume.name;
     const [c0, c1] = box[plane.col], [r0, r1] = box[plane.row], columns = c1 - c0, rows = r1 - r0;
-    frame.style.aspectRatio = columns / rows;
+    if (panel.ratio !== columns / rows) frame.style.aspectRatio = panel.ratio = columns / rows; // layout is dear
     if (buffer.width !== columns || buffer.height !== rows) { buffer.width = columns; buffer.height = rows; }
     const place = canvas.getBoundingClientRect(), dpr = window.devicePixelRatio || 1;
     const width = Math.max(1, Math.round((place.width || 200) * dpr)), height = Math.round((width * rows) / columns);
