@@ -186,7 +186,11 @@ def drawn(plan: Plan, runs: Sequence[Run], score: str) -> tuple[list[dict], list
     return points, lines
 
 # %% ../nbs/62b_sweep.ipynb #ee7f849b
-ABOUT = {"Sweep": "run every combination", "Stop": "stop after the runs under way", "Resume": "run what is missing of the sweep"}
+ABOUT = {
+    "Sweep": "run every combination",
+    "Stop": "stop after the runs under way",
+    "Resume": "run what is missing of the sweep",
+}
 
 
 class SweepPanel(w.VBox):
