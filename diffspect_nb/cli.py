@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffspect_nb
-from .cli_tune import tune_options, workers_options
+from .cli_tune import study_options, take_sample, tune_options, workers_options
 
 if TYPE_CHECKING:
     from diffspect_nb.sampler import Weights
@@ -169,7 +169,7 @@ def reconstruct_options(sub: argparse.ArgumentParser) -> None:
     "Of `diffspect reconstruct`."
     from diffspect_nb.methods import DEFAULT_METHOD, PLUGIN_HELP, WALKS
 
-    sub.add_argument("study", nargs="?", help="study folder")
+    study_options(sub, "study folder")
     text = "repeat an earlier reconstruction: its study, options and weights"
     sub.add_argument("--from", dest="earlier", metavar="RESULT.JSON", help=text)
     sub.add_argument("--out", required=True, help="folder for image.nii.gz, support.nii.gz, views.png and result.json")
@@ -307,7 +307,7 @@ def benchmark_options(sub: argparse.ArgumentParser) -> None:
 
 def dashboard_options(sub: argparse.ArgumentParser) -> None:
     "Of `diffspect dashboard`."
-    sub.add_argument("study", nargs="?", help="study folder; default: the shipped sample")
+    study_options(sub, "study folder; default: the sample called patient")
     sub.add_argument("--port", type=int, default=8866, help="0: any free one")
     sub.add_argument("--no-browser", dest="browser", action="store_false", help="do not open a browser")
 
@@ -416,6 +416,7 @@ def _run(args: argparse.Namespace) -> None:
     "The command that was asked for."
     from diffspect_nb.core import check_seed
 
+    take_sample(args)
     for name in ("seed", "first_seed"):
         check_seed(getattr(args, name, None) or 0, "--" + name.replace("_", "-"))
     room, function = COMMANDS[args.command].run.split(".")
@@ -427,9 +428,8 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     _any_code_page()
     asked = sys.argv[1:] if argv is None else argv
-    args = parser(next((word for word in asked if not word.startswith("-")), "")).parse_args(
-        asked, argparse.Namespace(began=began)
-    )
+    command = next((word for word in asked if not word.startswith("-")), "")
+    args = parser(command).parse_args(asked, argparse.Namespace(began=began))
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
         _run(args)

@@ -234,7 +234,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     if args.samples is not None and args.samples < 2:
         raise InputError("--samples needs 2 walks or more: one has no spread")
     if not args.study:
-        raise InputError("name a study folder, or --from a result.json")
+        raise InputError("name a study folder, a --sample, or --from a result.json")
     usable_device(args.device)
     if args.dicom:
         from diffspect_nb.dicom import check_source

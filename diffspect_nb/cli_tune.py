@@ -14,7 +14,7 @@ from pathlib import Path
 import diffspect_nb
 
 # %% auto #0
-__all__ = ['LEAST_PATIENTS', 'workers_options', 'tune_options', 'run_tune', 'rows_of', 'about_of']
+__all__ = ['LEAST_PATIENTS', 'workers_options', 'study_options', 'take_sample', 'tune_options', 'run_tune', 'rows_of', 'about_of']
 
 # %% ../nbs/67a_cli_tune.ipynb #28b69caa
 LEAST_PATIENTS = 8  # behind a weight that is shipped
@@ -26,6 +26,25 @@ def workers_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, default=1, metavar="N", help=text)
     text = "instead: the workers of a Dask cluster, such as tcp://10.0.0.1:8786 (needs diffspect_nb[cluster])"
     sub.add_argument("--dask", metavar="ADDRESS", help=text)
+
+
+def study_options(sub: argparse.ArgumentParser, text: str) -> None:
+    "Of every command that works on one study: its folder, or the name of a sample (see `take_sample`)."
+    sub.add_argument("study", nargs="?", help=text)
+    sub.add_argument(
+        "--sample", metavar="NAME", help="instead: a study that comes with the package, such as normal or hard"
+    )
+
+
+def take_sample(args: argparse.Namespace) -> None:
+    "Put the folder of the sample that was asked for in place of a study; raises `InputError` if both were named."
+    if getattr(args, "sample", None) is not None:
+        from diffspect_nb.core import InputError
+        from diffspect_nb.study import sample_folder
+
+        if args.study:
+            raise InputError(f"name a study folder or a --sample, not both: {args.study}, {args.sample}")
+        args.study = str(sample_folder(args.sample))
 
 
 def tune_options(sub: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import LogNorm
 from torch import Tensor
 
 import diffspect_nb
@@ -52,6 +53,7 @@ class MeasurementSupport:
     reduced: float  # total deviance ÷ that of Poisson noise alone; about 1 is a fit
     by_view: Tensor  # (view,), the same of each view
     difference: float  # ε: of expected from measured counts beyond noise, relative
+    outside: Tensor  # (view, row, column): expected counts that come from outside the image
 
     @property
     def warning(self) -> str:
@@ -88,19 +90,24 @@ def measurement_support(measurement: Measurement, image: Tensor) -> MeasurementS
     total = float(found.sum())
     difference = (max(total - noise, 0.0) / max(float(y.sum()), 1e-30)) ** 0.5
     by_view = (found / by_chance.clamp_min(1e-30)).cpu()
-    return MeasurementSupport(deviance, torch.where(s > 0, spread, 0), total / noise, by_view, difference)
+    outside, image = torch.as_tensor(measurement.background), torch.where(s > 0, spread, 0)
+    return MeasurementSupport(deviance, image, total / noise, by_view, difference, outside)
 
 # %% ../nbs/21_reconstruction.ipynb #4925919a
 def support_figure(support: MeasurementSupport) -> plt.Figure:
-    "Reduced deviance of each view, and the mean deviance of all views on the detector."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8))
-    fig.subplots_adjust(left=0.08, right=0.95, bottom=0.18, top=0.9, wspace=0.2)
-    left.bar(range(len(support.by_view)), support.by_view.numpy(), color="C0")
-    left.axhline(1, color="gray", lw=0.8)
-    left.set(xlabel="view", ylabel="reduced deviance", title="by view (1: noise)")
-    shown = right.imshow(support.deviance.mean(0).cpu().numpy(), vmin=0, vmax=2, cmap="coolwarm")
-    right.set(xlabel="column", ylabel="row", title="by pixel of the detector")
-    fig.colorbar(shown, ax=right, label="mean deviance, 1: noise")
+    "Reduced deviance of each view, mean deviance of all views on the detector, and there the counts from outside."
+    some = bool((support.outside > 0).any())
+    fig, axes = plt.subplots(1, 2 + some, figsize=(8.4 + 4 * some, 2.8), constrained_layout=True)
+    axes[0].bar(range(len(support.by_view)), support.by_view.numpy(), color="C0")
+    axes[0].axhline(1, color="gray", lw=0.8)
+    axes[0].set(xlabel="view", ylabel="reduced deviance", title="by view (1: noise)")
+    shown = axes[1].imshow(support.deviance.mean(0).cpu().numpy(), norm=LogNorm(0.1, 10), cmap="coolwarm")
+    axes[1].set(xlabel="column", ylabel="row", title="by pixel of the detector")
+    fig.colorbar(shown, ax=axes[1], label="mean deviance, 1: noise")
+    if some:
+        shown = axes[2].imshow(support.outside.mean(0).cpu().numpy(), vmin=0, cmap="viridis")
+        axes[2].set(xlabel="column", title="expected from outside the image")
+        fig.colorbar(shown, ax=axes[2], label="counts, mean of the views")
     return fig
 
 # %% ../nbs/21_reconstruction.ipynb #b15e4992

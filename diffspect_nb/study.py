@@ -324,12 +324,13 @@ def study_hashes(folder: str | Path) -> dict[str, str]:  # file name → SHA-256
 
 # %% ../nbs/07_study.ipynb #f265d673
 def sample_folder(name: str = "patient") -> Path:
-    "Folder of a shipped sample study, in an installed package or in a checkout."
+    "Folder of a sample study, in an installed package or in a checkout; raises `InputError` listing those there are."
     package = Path(diffspect_nb.__file__).parent
-    for folder in (package / "samples" / name, package.parent / "data_samples" / name):
-        if (folder / "study.json").is_file():
-            return folder
-    raise InputError(f"the sample study {name!r} is not installed with this package")
+    places = (package / "samples", package.parent / "data_samples")
+    there = {file.parent.name: file.parent for place in places for file in place.glob("*/study.json")}
+    if name not in there:
+        raise InputError(f"no sample study is called {name!r}; there are: {', '.join(sorted(there)) or 'none'}")
+    return there[name]
 
 
 def reduced_study(study: Study, counts: float | None, views: int | None, seed: int) -> Study:

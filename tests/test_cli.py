@@ -18,7 +18,7 @@ import diffspect_nb
 from diffspect_nb.cardiac import true_ventricle
 from diffspect_nb.cli import COMMANDS, main, parser
 from diffspect_nb.cli_study import WALKS, option_of, own_options
-from diffspect_nb.files import load_image, save_image
+from diffspect_nb.files import load_image, read_json, save_image
 from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.mlem import osem
 from diffspect_nb.phantom import torso
@@ -26,7 +26,7 @@ from diffspect_nb.prior import pretrained, save_checkpoint
 from diffspect_nb.reconstruction import reconstruct
 from diffspect_nb.sampler import settings_of, weights_from_json
 from diffspect_nb.slice_network import SliceUNet, UNetConfig
-from diffspect_nb.study import Study, reduced_study, sample_folder, simulate
+from diffspect_nb.study import Study, reduced_study, sample_folder, simulate, study_hashes
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,19 @@ def rewrite(folder: Path, name: str, change) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_sample_by_name_takes_the_place_of_a_study_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        main(["reconstruct", "--sample", "nine_views", "--method", "osem", "--counts", "0.05", "--out", str(out)]) == 0
+    )
+    made = read_json(out / "result.json")["input"]
+    assert Path(made["folder"]).name == "nine_views" and made["study"] == study_hashes(sample_folder("nine_views"))
+    new = tmp_path / "new"
+    assert "hard, nine_views, normal" in refused(capsys, "reconstruct", "--sample", "nope", "--out", new)
+    assert "not both" in refused(capsys, "reconstruct", "here", "--sample", "hard", "--out", new)
+    assert not new.exists()
 
 
 BAD_COUNTS = {
