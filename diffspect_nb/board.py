@@ -310,7 +310,6 @@ class Dashboard(w.VBox):
         layout: Sequence[w.Widget] | None = None,  # what to show on the left; default: the controls
         below: Sequence[w.Widget] = (),  # under the viewer
         start: bool = True,
-        shown: w.Widget | None = None,  # what the viewer stands in; default: nothing but itself
     ):
         self.controls, self.viewer, self.live = controls, viewer, live
         self._make, self._began, self._where, self._last = make_steps, 0.0, "the beginning", 0.0
@@ -320,7 +319,7 @@ class Dashboard(w.VBox):
         self.scrubber = Scrubber(self.look_back)
         self.stream: StreamView[Any] = StreamView(self._steps, self._draw, self._changed, self.debounce_s)
         left = w.VBox(list(layout or controls.values())).add_class("dsd-controls")
-        parts = [self._bar(), self.state, self.answer, shown or viewer, self.scrubber, self.curves, *below]
+        parts = [self._bar(), self.state, self.answer, self._framed(), self.scrubber, self.curves, *below]
         main = w.VBox(parts).add_class("dsd-main")
         super().__init__([w.HTML(_STYLE), w.Box([left, main]).add_class("dsd-body"), Keys()])
         self.add_class("dsd")
@@ -328,6 +327,10 @@ class Dashboard(w.VBox):
             control.observe(self._moved, "value")
         if start:
             self.submit()
+
+    def _framed(self) -> w.Widget:
+        "The viewer, in whatever a dashboard puts round it."
+        return self.viewer
 
     def _bar(self) -> w.HBox:
         "Run, pause, cancel, and how far it is."

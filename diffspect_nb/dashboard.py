@@ -60,10 +60,13 @@ class ReconstructionDashboard(Dashboard):
         viewer = VolumeViewer({"paper": torch.zeros(grid.shape)}, grid)
         self.stage = Stage(viewer, self._show)
         panels = [self.method, self.acquisition, self.source]
-        super().__init__({}, self._walk, viewer, "", panels, [self.results, self.sweep], start=False, shown=self.stage)
+        super().__init__({}, self._walk, viewer, "", panels, [self.results, self.sweep], start=False)
         self.controls = self.source.controls | self.acquisition.controls | self.method.controls
         self._asked = self.source.chosen()
         self._adapt()
+
+    def _framed(self) -> Stage:
+        return self.stage
 
     # --- what is asked for
 
