@@ -264,16 +264,16 @@ FORMAT = "diffspect-session/1"
 
 def packed(run: Run) -> tuple[dict, bytes]:
     "A run without its study: a dictionary for JSON, and its images as safetensors."
-    support, result = run.result.support, run.result
-    tensors = {"image": result.image, "x_in": result.x_in, "deviance": support.deviance, "support": support.image}
-    tensors = {k: t.detach().cpu().float().clone() for k, t in (tensors | {"by_view": support.by_view}).items()}
+    result, support = run.result, {f"support.{k}": v for k, v in vars(run.result.support).items()}
+    images = {"image": result.image, "x_in": result.x_in} | {k: v for k, v in support.items() if isinstance(v, Tensor)}
+    tensors = {name: image.detach().cpu().float().clone() for name, image in images.items()}
     units: list[float] = []
     if run.trail and len(run.trail):
         levels = np.frombuffer(b"".join(data for data, _ in run.trail.kept), "<i2").reshape(-1, *run.trail.shape)
         tensors["trail"], units = torch.from_numpy(levels.copy()), [unit for _, unit in run.trail.kept]
     head = {"id": run.id, "name": run.name, "role": run.role, "pinned": run.pinned, "wish": run.wish.to_json()}
     head |= {"scores": run.scores, "gains": run.gains, "scale": result.scale, "provenance": result.provenance}
-    head |= {"reduced": support.reduced, "difference": support.difference, "units": units}
+    head |= {"units": units} | {name: value for name, value in support.items() if name not in images}
     return head, tensor_bytes(tensors)
 
 
@@ -281,8 +281,8 @@ def unpacked(head: dict, data: bytes, study: Study) -> Run:
     "Back from `packed`; raises `InputError` on what is no run."
     try:
         tensors, wish = load_tensors(data), Wish.from_json(head["wish"])
-        maps = tensors["deviance"], tensors["support"]
-        support = MeasurementSupport(*maps, head["reduced"], tensors["by_view"], head["difference"])
+        told = {k.removeprefix("support."): v for k, v in (head | tensors).items() if k.startswith("support.")}
+        support = MeasurementSupport(**told)
         both = tensors["image"], tensors["x_in"]
         weights: Any = wish.weights
         result = Reconstruction(*both, head["scale"], weights, support, head["provenance"])
