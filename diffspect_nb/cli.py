@@ -74,7 +74,7 @@ def _app_environment(study: str | None) -> dict[str, str]:
     "What the notebook is told. A damaged study ends here, with its reason."
     templates = str(Path(diffspect_nb.__file__).parent / "static" / "jupyter")
     paths = os.pathsep.join(filter(None, [templates, os.environ.get("JUPYTER_PATH")]))
-    told = {"DIFFSPECT_APP": "1", "JUPYTER_PATH": paths}
+    told = {"DIFFSPECT_APP": "1", "JUPYTER_PATH": paths, "DIFFSPECT_START": os.getcwd()}
     if study:
         from diffspect_nb.study import Study
 

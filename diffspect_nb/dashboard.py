@@ -5,251 +5,378 @@
 # %% ../nbs/63_dashboard.ipynb #c14f390b
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
-from functools import partial
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .board import Dashboard, curve_svg
+from .board import Dashboard, StreamView
 from .core import ImageGrid, InputError, Step
+from .files import write_csv
 from .geometry import dnm570c
-from .metrics import masks_of, psnr, references_of, scores_of
-from .panels import AcquisitionPanel, MethodPanel, ResultsPanel, Run, Source, SourcePanel, Wish
-from .prior import Prior, pretrained
+from .panels import AcquisitionPanel, MethodPanel, SourcePanel
+from .prior import Prior
 from .probe import Probe, ball, probe_region
-from diffspect_nb.reconstruction import (
-    Beginning,
-    Reconstruction,
-    beginning_steps,
-    reconstruction_steps,
-    versions,
-    write_result,
-)
-from .study import Study, reduced_study
+from .reconstruction import Reconstruction, versions, write_result
+from .results import ResultsPanel, guarded
+from .runs import Bench, Run, load_session, made_run, rows_of, save_session, yardsticks
+from .stage import ROLES, Curves, Stage, gains_html
+from .study import Study
 from .surroundings import surrounded
-from .viewer import VolumeViewer, focus_of
+from .sweep import SweepPanel
+from .viewer import Trail, VolumeViewer
+from .wishes import Acquisition, Source, Wish, place_of, settings_json
 
 # %% auto #0
-__all__ = ['Curves', 'ReconstructionDashboard', 'details_of']
-
-# %% ../nbs/63_dashboard.ipynb #df9d6d71
-class Curves:
-    "What the steps of one walk gain: log-likelihood over the input, and PSNR where the truth is known."
-
-    def __init__(self, study: Study, beginning: Beginning):
-        self.study, self.measurement = study, beginning.measurement
-        self.reached = self.measurement.log_likelihood(beginning.late)
-        self.likelihood: list[float] = []
-        self.quality: list[float] = []
-        self.where = "field of view" if study.heart is None else "heart"
-        self.mask = masks_of(study)[self.where] if study.heart is None else study.heart
-
-    def add(self, image: Tensor) -> None:
-        "The next step's image, full-dose photons."
-        expected = self.measurement.log_likelihood(image * self.study.count_fraction)
-        self.likelihood.append(expected - self.reached)
-        if self.study.truth is not None:
-            self.quality.append(psnr(image, self.study.truth, self.mask))
-
-    def html(self, total: int) -> str:
-        "Both as charts of a walk with that many steps."
-        gained = curve_svg({"": self.likelihood}, "log-likelihood gained over the input", total)
-        quality = curve_svg({"": self.quality}, f"PSNR in the {self.where} against the truth (dB)", total)
-        return f'<div class="dsd-curves">{gained}{quality}</div>'
+__all__ = ['ReconstructionDashboard', 'details_of']
 
 # %% ../nbs/63_dashboard.ipynb #861dc824
 class ReconstructionDashboard(Dashboard):
-    """Slide counts, views and weights and watch the reconstruction change.
+    """Choose a method, slide its weights and watch the reconstruction change; every run is kept as a row.
 
-    `history` keeps the last results; `wait()` and `last` serve scripts."""
+    `history` keeps the runs; `wait()`, `last` and `chosen` serve scripts."""
 
-    def __init__(self, study: Study | str | Path | None = None):  # a study, its folder, or nothing: the shipped sample
-        self._given = study if isinstance(study, Study) else None
-        self._number, self._live, self._high = 0, True, 1.0
-        self._loaded: tuple[Source, Study] | None = None
-        self._data: tuple[Hashable, Study] | None = None
-        self._begun: tuple[Hashable, Beginning] | None = None
+    def __init__(
+        self,
+        study: Study | str | Path | None = None,  # a study, its folder, or nothing: the shipped sample
+        priors: dict[str, Prior] | None = None,  # priors of your own by name, offered where they fit
+    ):
+        given = study if isinstance(study, Study) else None
+        self.bench, self._priors = Bench(given, priors, self._note), priors
+        self.studies: dict[Source, Study] = {}  # full studies of the runs
+        self._live, self._previewed, self._paused_preview = "", "", False
         self._gained: Curves | None = None
-        self._center: tuple[int, int, int] | None = None
-        self._priors: dict[str, Prior] = {}
-        self._live_volumes: dict[str, Tensor] = {}
         self.source, self.acquisition = SourcePanel(study, self._load), AcquisitionPanel(self._adapt)
-        self.method = MethodPanel(self._adapt, self.submit)
-        actions: list[Callable[[], object]] = [self.compare, self.show_live, self.probe, self.export]
-        self.results = ResultsPanel([partial(self._guarded, action) for action in actions])
-        grid = self._given.grid if self._given else ImageGrid()
-        viewer = VolumeViewer({"guided": torch.zeros(grid.shape)}, grid)
-        panels = [self.source, self.acquisition, self.method]
-        super().__init__({}, self._walk, viewer, "", panels, [self.results], start=False)
+        self.method = MethodPanel(self._adapt, self.submit, priors)
+        acts: dict[str, Callable[[], object]] = {"Probe": self.probe, "Export run": self.export}
+        acts |= {"Save table": self.save_table, "Save session": self.save, "Load session": self.load}
+        self.results = ResultsPanel(self._chose, self.restore, acts)
+        self.sweep = SweepPanel(self.wish, self._sweep_bench, self._swept, self.choose, self._patient)
+        self.aside: StreamView[Run] = StreamView(self._beside, lambda run, step: None, self._aside_changed, 0.3)
+        grid = given.grid if given else ImageGrid()
+        viewer = VolumeViewer({"paper": torch.zeros(grid.shape)}, grid)
+        self.stage = Stage(viewer, self._show)
+        panels = [self.method, self.acquisition, self.source]
+        super().__init__({}, self._walk, viewer, "", panels, [self.results, self.sweep], start=False)
         self.controls = self.source.controls | self.acquisition.controls | self.method.controls
         self._asked = self.source.chosen()
         self._adapt()
 
+    def _framed(self) -> Stage:
+        return self.stage
+
+    # --- what is asked for
+
     def _load(self) -> None:
         "The source that the controls describe, from now on."
         self._asked = self.source.chosen()
+        self.source.answer.say("")
         self.submit()
 
-    def _adapt(self) -> None:
-        "Sliders and marks for this dose and number of views, then a run."
-        known = self._loaded[1] if self._loaded else self._given
+    def _level(self, kept: Acquisition) -> tuple[float, float]:
+        "Count level and share of views of an acquisition."
+        known = self.studies.get(self._asked) or self.bench.given
         n_views = len(known.views or ()) if known else dnm570c().n_views
-        kept = self.acquisition.chosen()
         share = (kept.views or n_views) / n_views
-        self.method.adapt(kept.counts * share, share)
+        return kept.counts * share, share
+
+    def _adapt(self) -> None:
+        "Sliders and marks for this method, dose and number of views, then a run."
+        self.method.adapt(*self._level(self.acquisition.chosen()))
+        self.sweep.offer(self.method.method.value)
         self.submit()
 
     def wish(self) -> Wish:
         "What the controls ask for. Raises `InputError` on weights that cannot be."
-        weights = self.method.chosen()
-        return Wish(self._asked, self.acquisition.chosen(), weights.prior, weights)
+        return Wish(self._asked, self.acquisition.chosen(), self.method.prior.value or "", self.method.chosen())
 
     def submit(self) -> None:
         "Run with the values of the controls; what runs is replaced."
         try:
-            self.stream.submit(self.wish())
+            wish = self.wish()
         except InputError as e:
-            self.say(str(e), error=True)
+            return self.say(str(e), error=True)
+        self.aside.cancel()
+        self.stream.submit(wish)
+
+    def restore(self, run: Run) -> None:
+        "Give the sliders a run's values; nothing runs, since the run is there."
+        self.source.restore(run.wish.source)
+        self._asked = run.wish.source
+        self.acquisition.restore(run.wish.acquisition)
+        self.method.restore(run.wish, *self._level(run.wish.acquisition))
+        self.sweep.offer(run.wish.method)
+        self._mark()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        "Until nothing runs, here or beside; for scripts and tests."
+        return self.stream.wait(timeout_s) and self.aside.wait(timeout_s) and self.sweep.wait(timeout_s)
+
+    def close(self) -> None:
+        "End the workers and take the widgets down."
+        self.aside.close()
+        self.sweep.stream.close()
+        super().close()
+
+    # --- in the worker
+
+    def _note(self, text: str) -> None:
+        "What takes time before the first step."
+        if hasattr(self, "state"):
+            self.state.value = text
 
     def _walk(self, wish: Wish) -> Generator[Step, None, tuple[Study, Reconstruction]]:
-        "In the worker: everything that is not there yet, then the walk."
-        study, weights = self._acquired(wish), wish.weights
-        if wish.prior not in self._priors:
-            self._priors[wish.prior] = pretrained(wish.prior)
-        key = wish.data_key, weights.iterations, weights.input_subsets
-        if self._begun is None or self._begun[0] != key:
-            self._begun = key, (yield from beginning_steps(study, weights))
-        begun = self._begun[1]
-        self._gained = Curves(study, begun)
-        return study, (yield from reconstruction_steps(study, weights, self._priors[wish.prior], beginning=begun))
-
-    def _acquired(self, wish: Wish) -> Study:
-        "The study at this dose with these views; kept until another is asked for."
-        if self._loaded is None or self._loaded[0] != wish.source:
-            self.state.value = "simulating the patient" if wish.source.kind == "simulated" else "reading the study"
-            full = wish.source.load(self._given)
-            self.state.value = "building the system matrix"
-            full.system()
-            self._loaded, self._data = (wish.source, full), None
-            self._set_focus(full)
-        if self._data is None or self._data[0] != wish.data_key:
-            kept = wish.acquisition
-            study = surrounded(reduced_study(self._loaded[1], kept.counts, kept.views, kept.seed))
-            self._data, self._begun = (wish.data_key, study), None
-            self._show_study(study)
-        return self._data[1]
-
-    def _set_focus(self, study: Study) -> None:
-        "Crosshair into the heart; the window too, where an image is known before the first step."
-        center, (_, high) = focus_of(study)
-        self._center = center
-        self._set_window(high if study.truth is not None or study.reference is not None else 0.0)
-
-    def _set_window(self, high: float) -> None:
-        "The end of the colour scale, photons; 0: not known yet."
-        self._high = high
-        if high > 0:
-            self.viewer.top, self.viewer.window = 2.5 * high, [0.0, high]
-
-    def _show_study(self, study: Study) -> None:
-        "Put a new acquisition into the viewer: an empty guided image beside what is known."
-        known = {"input": torch.zeros(study.grid.shape), "guided": torch.zeros(study.grid.shape)}
-        known |= {"full dose": study.reference} if study.reference is not None else {}
-        known |= {"truth": study.truth} if study.truth is not None else {}
-        self._live_volumes, self._live = known, True
-        self.viewer.show(known, study.grid, study.mu)
-        if self._center:
-            self.viewer.cursor, self._center = list(self._center), None
+        self._gained, self._previewed = None, ""
+        study = self.bench.acquired(wish)
+        self.studies[wish.source] = self.bench.known[wish.source]
+        self.stage.look_at(wish.source, study)
+        if (begun := self.bench.ready(wish)) and not self._paused_preview:
+            self._preview(wish, study, begun.late / study.count_fraction, True)  # something to see at once
+        return (yield from self.bench.steps(wish))
 
     def _draw(self, wish: Wish, step: Step) -> None:
-        name = "guided" if "t" in step.scalars else "input"
-        if not self._live:
-            self.show_live()
-        if self._data and not self._high:
-            self._set_window(focus_of(self._data[1], step.image.cpu())[1][1])
-        self._live_volumes[name] = step.image
-        self.viewer.update(name, step.image)
-        if self._gained and name == "guided":
-            self._gained.add(step.image)
-            self.curves.value = self._gained.html(wish.weights.steps)
-        self._advance(step)
+        study, passes = self.bench.acquired(wish), getattr(wish.weights, "steps", step.total)
+        walk = step.index > step.total - passes
+        self.stage.look_at(wish.source, study, step.image.cpu())
+        if not self._paused_preview:
+            self._preview(wish, study, step.image, walk)
+        if walk and (passes < 60 or step.index % (passes // 50) == 0 or step.index == step.total):
+            self.trail.add(step.image)
+        if walk:
+            self._gain(wish, study, step)
+        remaining = {"pass": max(0, step.total - passes - step.index)}
+        kind = f"step of {wish.method}"
+        self._advance(step, remaining | {kind: min(passes, step.total - step.index)}, kind if walk else "pass")
+
+    def _preview(self, wish: Wish, study: Study, image: Tensor, walk: bool) -> None:
+        "The newest image in the viewer, under a name that says that it is not finished."
+        name = f"{wish.method}, running"
+        if self._previewed != name or name not in self.viewer.names:
+            begun = self.bench.ready(wish)
+            x_in = image if begun is None else begun.late / study.count_fraction
+            self.stage.show(name, image, study, self._beside_images(wish) | {"input": x_in})
+            self._previewed = name
+        self.viewer.update(name, image)
+        if not walk and "input" in self.viewer.names:
+            self.viewer.update("input", image)
+        self.scrubber.follow(len(self.trail))
+
+    def _gain(self, wish: Wish, study: Study, step: Step) -> None:
+        "Two more points on the curves."
+        if self._gained is None:
+            begun = self.bench.ready(wish)
+            self._gained = Curves(study, study.measurement(), begun.late if begun else None)
+        self._gained.add(step.image)
+        if not self._paused_preview:
+            self.curves.value = gains_html(self._gained.gains, getattr(wish.weights, "steps", step.total))
 
     def _changed(self, state: str, wish: Wish, detail: Any) -> None:
+        if state == "running":
+            self._paused_preview = False
         if state == "finished":
-            self._keep(wish, *detail)
+            study, result = detail
+            gains = self._gained.gains if self._gained else {}
+            run = made_run("", wish, study, result, gains=gains, trail=self.trail)
+            self.trail = Trail()
+            self.results.add(run, select=not self._paused_preview)
         super()._changed(state, wish, detail)
+        if state == "failed" and wish.source not in self.studies:
+            self.source.answer.say(str(detail), error=True)
+        if state not in ("running", "paused"):
+            self._show()
+            if self.chosen is not None:
+                self.aside.submit(self.chosen)
+        self._mark()
 
-    def _keep(self, wish: Wish, study: Study, result: Reconstruction) -> None:
-        "A finished run goes to the results."
-        scores, kept = scores_of(study, {"guided": result.image}) if references_of(study) else [], wish.acquisition
-        self._number += 1
-        best = [r["psnr_db"] for r in scores if (r["reference"], r["mask"]) == ("truth", "heart")]
-        views = "all views" if kept.views is None else f"{kept.views} view{'s' if kept.views > 1 else ''}"
-        parts = [wish.weights.method, f"{100 * kept.counts:g} %", views, f"{wish.weights.steps} steps"]
-        label = f"{self._number}: {', '.join([*parts, *(f'heart {db:.2f} dB' for db in best)])}"
-        z, y, x = self.viewer.cursor
-        self.results.add(Run(label, wish, study, result, scores), (z, y, x))
+    def _beside(self, run: Run) -> Generator[Step, None, None]:
+        "In the second worker: what belongs beside a run."
+        there = [r.id for r in self.results.shelf.runs.values()]
+        bench = Bench(self.bench.given, self._priors)
+        yield from yardsticks(run, bench, there, self._beside_run)
+
+    def _beside_run(self, run: Run) -> None:
+        "One of them is made."
+        self.results.add(run, select=False)
+
+    def _aside_changed(self, state: str, run: Run, detail: Any) -> None:
+        if state == "failed":
+            self.results.answer.say(f"nothing could be put beside {run.label}: {detail}", error=True)
+
+    # --- what is shown
 
     @property
     def history(self) -> list[Run]:
-        "The finished reconstructions that are kept, newest last."
-        return self.results.runs
+        "The runs that were asked for and are kept, newest last."
+        return self.results.shelf.made()
 
     @property
     def last(self) -> Run | None:
-        "The newest finished reconstruction."
+        "The newest finished run."
         return self.history[-1] if self.history else None
 
-    def compare(self) -> None:
-        "The two chosen results side by side, with the truth if it is the same for both."
-        a, b = self.results.pair()
-        if a.study.grid != b.study.grid:
-            raise InputError("these two results have different grids")
-        volumes = {a.label: a.result.image, b.label if b.label != a.label else "the same": b.result.image}
-        if a.study.truth is not None and a.wish.source == b.wish.source:
-            volumes["truth"] = a.study.truth
-        self._live = False
-        self.viewer.show(volumes)
+    @property
+    def chosen(self) -> Run | None:
+        "The run that everything on the screen is of."
+        return self.results.shelf.runs.get(self.results.shelf.selected)
 
-    def show_live(self) -> None:
-        "Input, guided image, full dose and truth."
-        self._live = True
-        self.viewer.show(self._live_volumes)
+    @property
+    def running(self) -> bool:
+        "Whether a preview is on its way."
+        return self.stream.state in ("running", "paused")
+
+    def choose(self, id: str) -> None:
+        "Choose a run by its identity."
+        self.results.pressed("select", id)
+
+    def _beside_images(self, wish: Wish) -> dict[str, Tensor]:
+        "Images of the same data, and the run that is compared with, by the name of their column."
+        shelf = self.results.shelf
+        probe = next((run for run in shelf.runs.values() if run.wish.data_key == wish.data_key), None)
+        there = shelf.beside(probe) if probe else {}
+        found = {name: there[role].result.image for name, role in ROLES.items() if role in there}
+        if shelf.second in shelf.runs and shelf.runs[shelf.second].study.grid == self.viewer.grid:
+            found["B"] = shelf.runs[shelf.second].result.image
+        return found
+
+    def _chose(self) -> None:
+        "Another run is chosen, or the list is another."
+        if self.running:
+            self._paused_preview = self._paused_preview or self._shown_id != self.results.shelf.selected
+        if not self.running or self._paused_preview:
+            self._show()
+
+    _shown_id = ""
+
+    def _show(self) -> None:
+        "Everything as the chosen run has it."
+        run = self.chosen
+        z, y, x = self.viewer.cursor
+        self.results.show(run, (z, y, x))
+        if run is None or (self.running and not self._paused_preview):
+            return
+        other = self.results.shelf.runs.get(self.results.shelf.second)
+        self._shown_id = run.id
+        self.stage.look_at(run.wish.source, run.study, run.result.image)
+        if self.stage.difference.value:
+            guarded(lambda: self._show_difference(run, other), self.results.answer)
+        else:
+            self._live = run.wish.method if run.role == "run" else run.name
+            beside = {"input": run.result.x_in} if hasattr(run.wish.weights, "steps") else {}
+            self.stage.show(self._live, run.result.image, run.study, self._beside_images(run.wish) | beside)
+        self.scrubber.follow(len(run.trail or ()))
+        self.curves.value = gains_html(run.gains, max([len(v) for v in run.gains.values()], default=1))
+        self._mark()
+
+    def _show_difference(self, a: Run, b: Run | None) -> None:
+        if b is None:
+            raise InputError("A − B needs a second run: press B in its row")
+        self._live = f"A: {a.label}"
+        self.stage.show_difference(a, b)
+
+    def _mark(self) -> None:
+        "Grey is what is not of what runs; a line says if the sliders ask for something else than is shown."
+        stale, run = self.running and not self._paused_preview, self.chosen
+        for part in (self.results.detail, *((self.curves,) if stale and self._gained is None else ())):
+            part.add_class("dsd-stale") if stale else part.remove_class("dsd-stale")
+        if not stale:
+            self.curves.remove_class("dsd-stale")
+        if self.running or run is None:
+            return
+        try:
+            same = run.wish == self.wish()
+        except InputError:
+            same = False
+        done = self.state.value.split(" · ")[0]
+        self.state.value = done if same else f"{done} · shown is {run.label}; the sliders ask for something else"
+
+    def look_back(self, k: int) -> None:
+        "A past step of the chosen run, or of what runs, counted from 0."
+        live = self.running and not self._paused_preview
+        trail = self.trail if live else (self.chosen.trail if self.chosen else None)
+        name = self._previewed if live else self._live
+        if trail and k < len(trail) and name in self.viewer.names:
+            self.viewer.update(name, trail[k])
+
+    # --- what is done with runs
 
     def probe(self, radius_mm: float = 12.0) -> Probe:
-        "Ask the counts of the first chosen result about the place at the crosshair: as shown, or as around it?"
-        run, _ = self.results.pair()
-        study, grid = run.study, run.study.grid
+        "Ask the counts about the place at the crosshair: as the chosen run shows it, or as around it?"
+        run = self.results.shelf.called(self.results.shelf.selected)
+        study, grid = surrounded(run.study), run.study.grid
         x, y, z = [axis[i] for axis, i in zip(grid.axes_mm(), self.viewer.cursor, strict=True)][::-1]
         image = run.result.image * study.count_fraction
         found = probe_region(study.measurement(), image, ball(grid, (x, y, z), radius_mm))
-        self.say(f"{radius_mm:g} mm round x {x:.0f}, y {y:.0f}, z {z:.0f} mm: {found}")
+        self.results.answer.say(f"{radius_mm:g} mm round x {x:.0f}, y {y:.0f}, z {z:.0f} mm: {found}")
         return found
 
-    def export(self) -> None:
-        "Write the first chosen result: image.nii.gz, input.nii.gz, support.nii.gz, pictures and result.json."
-        run, _ = self.results.pair()
-        folder, result = Path(self.results.export_to.value.strip() or "out/dashboard"), run.result
-        images = {"input": result.x_in, "guided": result.image}
-        write_result(folder, run.study, images, details_of(run), result.support)
-        self.say(f"wrote image.nii.gz, input.nii.gz, support.nii.gz, pictures and result.json to {folder}")
+    def _folder(self) -> Path:
+        return place_of(self.results.folder.value or "out/dashboard")
 
-    def _guarded(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except (InputError, OSError) as e:
-            self.say(str(e), error=True)
+    def export(self) -> None:
+        "Write the chosen run: image.nii.gz, input.nii.gz, support.nii.gz, pictures and result.json."
+        run, folder = self.results.shelf.called(self.results.shelf.selected), self._folder()
+        images = {"input": run.result.x_in, run.wish.method: run.result.image}
+        write_result(folder, run.study, images, details_of(run), run.result.support)
+        names = "image.nii.gz, input.nii.gz, support.nii.gz, pictures and result.json"
+        self.results.files_answer.say(f"wrote {names} to {folder}")
+
+    def save_table(self) -> None:
+        "Write all rows with all numbers as runs.csv."
+        path = self._folder() / "runs.csv"
+        write_csv(path, rows_of(list(self.results.shelf.runs.values())))
+        self.results.files_answer.say(f"wrote {path}")
+
+    def save(self) -> None:
+        "Write the session: all runs with their images and studies."
+        shelf = self.results.shelf
+        state = {"selected": shelf.selected, "second": shelf.second}
+        runs = list(shelf.runs.values())
+        if not runs:
+            raise InputError("there is no run to save yet")
+        save_session(self._folder(), runs, self.studies, state | {"wish": self.wish().to_json()})
+        self.results.files_answer.say(f"saved {len(runs)} rows to {self._folder()}")
+
+    def load(self) -> None:
+        "Bring a session back: its runs, the chosen one, and the sliders."
+        runs, studies, state = load_session(self._folder())
+        self.stream.cancel()
+        self.aside.cancel()
+        self.studies |= studies
+        self.bench.known |= studies
+        self.results.shelf.replace_all(runs, state.get("selected", ""), state.get("second", ""))
+        if "wish" in state and self.chosen is not None:
+            self.restore(replace(self.chosen, wish=Wish.from_json(state["wish"])))
+        self._paused_preview = True
+        self.results.changed()
+        self.results.files_answer.say(f"loaded {len(runs)} rows from {self._folder()}")
+
+    # --- sweeps
+
+    def _sweep_bench(self) -> Bench:
+        self._sweeping = Bench(self.bench.given, self._priors)
+        self._sweeping.known = dict(self.studies)
+        return self._sweeping
+
+    def _swept(self, run: Run) -> Run:
+        "A run of a sweep: kept as any other, not shown."
+        self.studies.setdefault(run.wish.source, self._sweeping.known[run.wish.source])
+        return self.results.add(run, select=False)
+
+    def _patient(self, number: int) -> Source:
+        "The simulated patient of the controls under another number."
+        others = [control.value for name, control in self.source.patient.items() if name != "sim_seed"]
+        return Source("simulated", (number, *others))
 
 # %% ../nbs/63_dashboard.ipynb #be04054f
 def details_of(run: Run) -> dict:
     "What result.json says of a run."
     result, study = run.result, run.study
     return {
-        "method": result.weights.method,
-        "weights": result.weights.to_json(),
+        "method": run.wish.method,
+        "weights": settings_json(run.wish.weights),
         "scale": result.scale,
         "prior": {"name": run.wish.prior, "provenance": result.provenance["prior"]},
         "seconds": result.provenance["seconds"],

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 import diffspect_nb
-from .board import title_of
 from .core import InputError, Step
 from .files import read_json
+from .knobs import title_of
 from .metrics import psnr
 from .prior import Prior
 from .reconstruction import Beginning, beginning_steps, outcome, reconstruct

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .board import Dashboard, Knob, curve_svg
+from .board import Dashboard, curve_svg
 from .core import ImageGrid, Step
 from .diffusion import add_noise, cosine_schedule, linear_schedule
 from .geometry import Pinhole, Scanner, dnm570c
+from .knobs import Knob
 from .metrics import psnr
 from .mlem import mlem_steps
 from .prior import Prior, pretrained

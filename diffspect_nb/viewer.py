@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +24,82 @@ from .core import ImageGrid, InputError, show_slices
 from .study import Study
 
 # %% auto #0
-__all__ = ['COLORMAPS', 'MOST_VOLUMES', 'to_levels', 'color_table', 'VolumeViewer', 'with_picture', 'focus_of', 'view_study']
+__all__ = ['COLORMAPS', 'SIGNED', 'MOST_VOLUMES', 'MIDDLE', 'STATIC', 'to_levels', 'color_table', 'Trail', 'VolumeViewer',
+           'with_picture', 'focus_of', 'region_of', 'view_study']
 
 # %% ../nbs/60_viewer.ipynb #2d987a98
 COLORMAPS = ("inferno", "viridis", "cividis", "gray", "gray_r")  # perceptually uniform; the third to all eyes
-MOST_VOLUMES = 4
+SIGNED = "RdBu_r"  # of a difference
+MOST_VOLUMES = 6
+MIDDLE = 32768  # level that stands for 0 in a difference
 
 
-def to_levels(image: Tensor) -> tuple[bytes, float]:  # 16-bit levels in array order, photons per level
-    "An image (z, y, x) as the browser gets it, negative values as 0. Raises `InputError` on NaN and infinity."
+def to_levels(image: Tensor, signed: bool = False) -> tuple[bytes, float]:  # in array order, photons per level
+    """An image (z, y, x) as 16-bit levels for the browser: negative values as 0, or, signed, 0 at `MIDDLE`.
+
+    Raises `InputError` on NaN and infinity."""
     a = np.asarray(torch.as_tensor(image).detach().cpu().float())
     if not np.isfinite(a).all():
         raise InputError("image holds NaN or infinite values")
-    a = a.clip(0)
-    top = min(float(a.max()), 20 * float(np.percentile(a, 99.9)) or np.inf)
-    unit = top / 65535 or 1.0
-    return np.minimum(np.round(a / unit), 65535).astype("<u2").tobytes(), unit
+    a = a if signed else a.clip(0)
+    size, most = np.abs(a), MIDDLE - 1 if signed else 65535
+    top = min(float(size.max()), 20 * float(np.percentile(size, 99.9)) or np.inf)
+    unit = top / most or 1.0
+    levels = np.clip(np.round(a / unit), -most, most) + (MIDDLE if signed else 0)
+    return levels.astype("<u2").tobytes(), unit
 
 
 def color_table(name: str) -> bytes:
     "256 × RGB of one of matplotlib's colour maps."
     return (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()
 
+# %% ../nbs/60_viewer.ipynb #25acb9c6
+class Trail:
+    "The past images of one iteration, two bytes a voxel, to be seen again without computing."
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.kept: list[tuple[bytes, float]] = []  # levels, photons per level
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def add(self, image: Tensor) -> None:
+        "The next step's image, (z, y, x)."
+        self.shape = tuple(image.shape)
+        self.kept.append(to_levels(image))
+
+    def __getitem__(self, k: int) -> Tensor:  # (z, y, x)
+        levels, unit = self.kept[k]
+        return torch.from_numpy(np.frombuffer(levels, "<u2").astype(np.float32).reshape(self.shape) * np.float32(unit))
+
 # %% ../nbs/60_viewer.ipynb #cd54ce24
-_STATIC = Path(diffspect_nb.__file__).parent / "static"
+STATIC = Path(diffspect_nb.__file__).parent / "static"
 
 
 class VolumeViewer(anywidget.AnyWidget):
-    """Up to four volumes of one grid, linked. In a plane that has the focus arrow keys move the crosshair, page keys
+    """Up to six volumes of one grid, linked. In a plane that has the focus arrow keys move the crosshair, page keys
     the slice.
 
     Where no widget can be shown (a repository's page, a PDF) a PNG of the same planes takes its place."""
 
-    _esm = _STATIC / "viewer.js"
-    _css = _STATIC / "viewer.css"
+    _esm = STATIC / "viewer.js"
+    _css = STATIC / "viewer.css"
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     data_0 = traitlets.Bytes().tag(sync=True)
     data_1 = traitlets.Bytes().tag(sync=True)
     data_2 = traitlets.Bytes().tag(sync=True)
     data_3 = traitlets.Bytes().tag(sync=True)
+    data_4 = traitlets.Bytes().tag(sync=True)
+    data_5 = traitlets.Bytes().tag(sync=True)
+    signed = traitlets.List(traitlets.Unicode()).tag(sync=True)  # names of differences, on a scale of their own
+    spread = traitlets.Float(1.0).tag(sync=True)  # that scale goes from -spread to spread, photons
+    spread_top = traitlets.Float(1.0).tag(sync=True)  # end of its slider
+    blinking = traitlets.List(traitlets.Unicode()).tag(sync=True)  # two names that take turns in the first column
+    blink = traitlets.Bool(False).tag(sync=True)
+    region = traitlets.List(traitlets.Int()).tag(sync=True)  # z, y, x: first and one past the last voxel of a crop
+    whole = traitlets.Bool(False).tag(sync=True)  # all of the volume, though there is a region
+    zoom = traitlets.Float(1.0).tag(sync=True)  # round the crosshair
     scales = traitlets.List(traitlets.Float()).tag(sync=True)  # photons per level
     ct = traitlets.Bytes().tag(sync=True)
     shape = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -96,7 +133,7 @@ class VolumeViewer(anywidget.AnyWidget):
         self.grid = grid or _grid_of(first)
         self.images: dict[str, Tensor] = {}
         at = [n // 2 for n in self.grid.shape] if cursor is None else [int(c) for c in cursor]
-        colors = {name: color_table(name) for name in COLORMAPS}
+        colors = {name: color_table(name) for name in (*COLORMAPS, SIGNED)}
         super().__init__(unit=unit, window=[low, high], top=2.5 * high, cursor=at, colormaps=colors, **traits)
         self.show(volumes, self.grid, ct)
 
@@ -104,13 +141,19 @@ class VolumeViewer(anywidget.AnyWidget):
     def _inside(self, proposal):
         return [min(max(int(c), 0), n - 1) for c, n in zip(proposal["value"], self.grid.shape, strict=True)]
 
-    def show(self, volumes: dict[str, Tensor], grid: ImageGrid | None = None, ct: Tensor | None = None) -> None:
-        "Show these instead, 1 to 4 images; crosshair, window and (unless a grid is given) the CT stay."
+    def show(
+        self,
+        volumes: dict[str, Tensor],
+        grid: ImageGrid | None = None,
+        ct: Tensor | None = None,
+        signed: Sequence[str] = (),  # names of differences
+    ) -> None:
+        "Show these instead, 1 to 6 images; crosshair, window and (unless a grid is given) the CT stay."
         if not 1 <= len(volumes) <= MOST_VOLUMES:
             raise InputError(f"volumes must be 1 to {MOST_VOLUMES} images, got {len(volumes)}")
         for name, image in (volumes if ct is None else volumes | {"ct": ct}).items():
             _check_shape(name, image, grid or self.grid)
-        packed = [to_levels(image) for image in volumes.values()]
+        packed = [to_levels(image, name in signed) for name, image in volumes.items()]
         under = b"" if ct is None else to_levels(ct)[0]
         self.images = {name: torch.as_tensor(image).detach().cpu() for name, image in volumes.items()}
         with self.hold_sync():
@@ -118,7 +161,8 @@ class VolumeViewer(anywidget.AnyWidget):
                 self._put_grid(grid, under)
             for place in range(MOST_VOLUMES):
                 setattr(self, f"data_{place}", packed[place][0] if place < len(packed) else b"")
-            self.names, self.scales = list(volumes), [unit for _, unit in packed]
+            self.signed, self.scales = list(signed), [unit for _, unit in packed]
+            self.names, self.blinking = list(volumes), [name for name in self.blinking if name in volumes]
 
     def _put_grid(self, grid: ImageGrid, under: bytes) -> None:
         "Another grid with its CT; the crosshair is brought inside."
@@ -131,7 +175,7 @@ class VolumeViewer(anywidget.AnyWidget):
         if name not in self.names:
             raise InputError(f"no volume is called {name!r}; there are {self.names}")
         _check_shape(name, image, self.grid)
-        levels, unit = to_levels(image)
+        levels, unit = to_levels(image, name in self.signed)
         place = self.names.index(name)
         self.images[name] = torch.as_tensor(image).detach().cpu()
         with self.hold_sync():
@@ -139,9 +183,10 @@ class VolumeViewer(anywidget.AnyWidget):
             self.scales = [*self.scales[:place], unit, *self.scales[place + 1 :]]
 
     def figure(self) -> plt.Figure:
-        "The same planes as a matplotlib figure."
+        "The same planes as a matplotlib figure, without differences."
         z, y, x = self.cursor
-        return show_slices(self.images, (z, y, x), self.window[1], self.grid.voxel_mm, self.unit)
+        shown = {name: image for name, image in self.images.items() if name not in self.signed}
+        return show_slices(shown, (z, y, x), self.window[1], self.grid.voxel_mm, self.unit)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         return with_picture(super()._repr_mimebundle_(**kwargs), self.figure)
@@ -195,6 +240,15 @@ def _brightest_in_the_middle(image: Tensor, grid: ImageGrid) -> Tensor:  # (z, y
     middle = z[:, None, None].square() + y[None, :, None].square() + x[None, None, :].square() < 70**2
     return middle & (image >= torch.quantile(image[middle], 0.97)) if middle.any() else image >= image.max()
 
+def region_of(mask: Tensor, margin: int = 6) -> list[int]:  # first, one past the last, along z, y, x
+    "The box round a mask (z, y, x) with a margin in voxels, inside the grid: a crop for `VolumeViewer.region`."
+    found = torch.nonzero(mask)
+    if not len(found):
+        return []
+    low, high = found.min(0).values - margin, found.max(0).values + 1 + margin
+    ends = zip(low.clamp_min(0), torch.minimum(high, torch.tensor(mask.shape)), strict=True)
+    return [int(v) for pair in ends for v in pair]
+
 # %% ../nbs/60_viewer.ipynb #768f8a8e
 def view_study(study: Study, images: dict[str, Tensor], **traits: Any) -> VolumeViewer:
     "A viewer of images of this study: its CT underneath, its truth where there is room, the crosshair in the heart."
@@ -202,4 +256,5 @@ def view_study(study: Study, images: dict[str, Tensor], **traits: Any) -> Volume
     if study.truth is not None and len(volumes) < MOST_VOLUMES and "truth" not in volumes:
         volumes["truth"] = study.truth
     center, window = focus_of(study, next(iter(images.values())) if study.truth is None else None)
-    return VolumeViewer(volumes, study.grid, study.mu, **({"window": window, "cursor": center} | traits))
+    crop = {} if study.heart is None else {"region": region_of(study.heart)}
+    return VolumeViewer(volumes, study.grid, study.mu, **({"window": window, "cursor": center} | crop | traits))

@@ -53,7 +53,7 @@ def room_numbers() -> dict[str, float]:
     for path in sorted((ROOT / "nbs").glob("[0-9][0-9]*_*.ipynb")):
         found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(code_of(path)), re.MULTILINE)
         if found:
-            numbers[found[1]] = int(path.name[:2]) + "_abc".index(path.name[2]) / 10
+            numbers[found[1]] = int(path.name[:2]) + "_abcdef".index(path.name[2]) / 10
     return numbers
 
 

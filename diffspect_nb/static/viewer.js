@@ -1,4 +1,4 @@
-// Orthogonal planes of up to four linked volumes. The volumes arrive once, as 16-bit levels; every slice, projection and
+// Orthogonal planes of up to six linked volumes. The volumes arrive once, as 16-bit levels; every slice, projection and
 // profile is made here, so that moving through them asks the kernel for nothing (and works where there is no kernel).
 
 const PLANES = [
@@ -8,8 +8,9 @@ const PLANES = [
   { name: "sagittal", across: 2, col: 1, row: 0, up: true, edges: ["A", "P", "H", "F"] },
 ];
 const AXES = ["z", "y", "x"];
-const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]; // Okabe and Ito: told apart by colour-blind readers
-const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2]];
+const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]; // Okabe and Ito: told apart by colour-blind readers
+const DASHES = [[], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3], [10, 3]];
+const SIGNED = "RdBu_r", MIDDLE = 32768, DATA = ["data_0", "data_1", "data_2", "data_3", "data_4", "data_5"];
 
 function node(tag, attributes = {}, ...children) {
   const found = document.createElement(tag);
@@ -34,18 +35,21 @@ function short(value) {
   return size >= 100 ? value.toFixed(0) : value.toPrecision(3);
 }
 
-function planeOf(volume, shape, plane, index, projection) {
-  // the values of one plane, row by row, or of the maxima along its axis
+function planeOf(volume, shape, plane, index, projection, box, zero = 0) {
+  // the levels of one plane of a box, row by row, or those farthest from zero along its axis; relative to zero
   const stride = [shape[1] * shape[2], shape[2], 1];
-  const columns = shape[plane.col], rows = shape[plane.row];
+  const [c0, c1] = box[plane.col], [r0, r1] = box[plane.row], columns = c1 - c0, rows = r1 - r0;
   const out = new Float32Array(columns * rows);
-  const from = projection ? 0 : index, to = projection ? shape[plane.across] : index + 1;
+  const [from, to] = projection ? box[plane.across] : [index, index + 1];
   for (let r = 0; r < rows; r++) {
-    const line = plane.up ? rows - 1 - r : r;
+    const line = plane.up ? r1 - 1 - r : r0 + r;
     for (let c = 0; c < columns; c++) {
-      const base = line * stride[plane.row] + c * stride[plane.col];
+      const base = line * stride[plane.row] + (c0 + c) * stride[plane.col];
       let best = 0;
-      for (let k = from; k < to; k++) best = Math.max(best, volume[base + k * stride[plane.across]]);
+      for (let k = from; k < to; k++) {
+        const level = volume[base + k * stride[plane.across]] - zero;
+        if (Math.abs(level) > Math.abs(best)) best = level;
+      }
       out[r * columns + c] = best;
     }
   }
@@ -55,7 +59,7 @@ function planeOf(volume, shape, plane, index, projection) {
 function render({ model, el }) {
   const root = node("div", { class: "dsv", role: "group", "aria-label": "volume viewer" });
   el.append(root);
-  let volumes = [], ct = null, panels = [], waiting = 0;
+  let volumes = [], ct = null, panels = [], waiting = 0, turn = 0, ticking = 0, held = null;
 
   // --- controls -------------------------------------------------------------------------------------------------
   const bar = node("div", { class: "dsv-bar" });
@@ -69,11 +73,19 @@ function render({ model, el }) {
   for (const [value, text] of [["x", "x"], ["y", "y"], ["z", "z"], ["", "none"]]) along.append(node("option", { value, text }));
   const labelled = (text, ...inputs) => node("label", {}, node("span", { text }), ...inputs);
   const ctLabel = labelled("CT", opacity);
-  bar.append(labelled("colours", maps), labelled("from", low), labelled("to", high), ctLabel,
+  const part = node("select", { "aria-label": "part of the volume" }, node("option", { value: "heart", text: "heart" }), node("option", { value: "whole", text: "whole volume" }));
+  const zoom = node("input", { type: "range", min: 1, max: 4, step: 0.25, "aria-label": "zoom round the crosshair" });
+  const blink = node("input", { type: "checkbox" });
+  const spread = node("input", { type: "range", min: 1, max: 1000, "aria-label": "end of the difference's scale" });
+  const partLabel = labelled("show", part), blinkLabel = labelled("blink A and B", blink), spreadLabel = labelled("A − B to ±", spread);
+  bar.append(partLabel, labelled("zoom", zoom), labelled("colours", maps), labelled("from", low), labelled("to", high), spreadLabel, blinkLabel, ctLabel,
     labelled("maxima", maxima), labelled("smooth", smooth), labelled("profile", along));
   const scale = node("div", { class: "dsv-scale" });
   const ramp = node("canvas", { width: 256, height: 1, "aria-hidden": "true" });
   const [scaleLow, scaleHigh, scaleUnit] = ["", "", "dsv-unit"].map((c) => node("span", { class: c }));
+  const signedRamp = node("canvas", { width: 256, height: 1, "aria-hidden": "true" });
+  const [signedLow, signedHigh] = [0, 1].map(() => node("span", {}));
+  const signedScale = node("div", { class: "dsv-scale" }, signedLow, signedRamp, signedHigh, node("span", { text: "A − B" }));
   scale.append(scaleLow, ramp, scaleHigh, scaleUnit);
   const stage = node("div", { class: "dsv-stage" });
   const sliders = node("div", { class: "dsv-sliders" });
@@ -86,7 +98,7 @@ function render({ model, el }) {
   });
   const readout = node("div", { class: "dsv-readout", "aria-live": "polite" });
   const plot = node("canvas", { class: "dsv-profile", role: "img", "aria-label": "profile through the crosshair" });
-  root.append(bar, scale, stage, sliders, readout, plot);
+  root.append(bar, scale, signedScale, stage, sliders, readout, plot);
 
   // --- state ----------------------------------------------------------------------------------------------------
   const get = (name) => model.get(name);
@@ -100,14 +112,24 @@ function render({ model, el }) {
     cursor[axis] = Math.max(0, Math.min(n - 1, Math.round(index)));
     if (cursor[axis] !== get("cursor")[axis]) put("cursor", cursor);
   }
-  function lookUp() { // the colour map as 256 × RGB
-    const view = get("colormaps")[get("colormap")];
+  function boxOf() { // what is shown of z, y, x: the region or all, closer round the crosshair by the zoom
+    const shape = get("shape"), region = get("region"), cursor = get("cursor"), cut = region.length === 6 && !get("whole");
+    return [0, 1, 2].map((a) => {
+      const [from, to] = cut ? [region[2 * a], Math.min(region[2 * a + 1], shape[a])] : [0, shape[a]];
+      const size = Math.min(to - from, Math.max(4, Math.round((to - from) / get("zoom"))));
+      const start = Math.min(Math.max(cursor[a] - Math.floor(size / 2), from), to - size);
+      return [start, start + size];
+    });
+  }
+  function lookUp(name = get("colormap")) { // a colour map as 256 × RGB
+    const view = get("colormaps")[name];
     return view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array(768);
   }
 
   // --- building -------------------------------------------------------------------------------------------------
   function readVolumes() {
-    volumes = get("names").map((name, i) => ({ name, data: levels(get(`data_${i}`)), unit: get("scales")[i] }));
+    const signed = get("signed");
+    volumes = get("names").map((name, i) => ({ name, data: levels(get(DATA[i])), unit: get("scales")[i], zero: signed.includes(name) ? MIDDLE : 0 }));
     ct = levels(get("ct"));
     ctLabel.hidden = !ct;
   }
@@ -120,33 +142,34 @@ function render({ model, el }) {
     panels = [];
     volumes.forEach((volume, v) => {
       const column = node("div", { class: "dsv-volume" });
-      const title = node("div", { class: "dsv-title" }, node("i", { style: `background:${COLORS[v]}` }), volume.name);
+      const title = node("div", { class: "dsv-title", title: volume.name }, node("i", { style: `background:${COLORS[v]}` }), node("span", { text: volume.name }));
       const row = node("div", { class: "dsv-planes" });
       column.append(title, row);
       for (const plane of PLANES) {
         const canvas = node("canvas", { tabindex: 0, role: "img", "aria-label": `${volume.name}, ${plane.name} plane; arrow keys move the crosshair, page keys the slice` });
-        const ratio = shape[plane.row] / shape[plane.col];
-        row.append(node("div", { class: "dsv-panel", style: `--share:${shape[plane.col]}; aspect-ratio:${1 / ratio}` }, canvas));
-        const panel = { canvas, plane, v, buffer: node("canvas", { width: shape[plane.col], height: shape[plane.row] }) };
+        const frame = node("div", { class: "dsv-panel" }, canvas);
+        row.append(frame);
+        const panel = { canvas, frame, plane, v, title, buffer: node("canvas") };
         listen(panel);
         panels.push(panel);
       }
       stage.append(column);
     });
     slider.forEach((s, axis) => { s.input.max = shape[axis] - 1; });
-    maps.replaceChildren(...Object.keys(get("colormaps")).map((name) => node("option", { value: name, text: name })));
+    maps.replaceChildren(...Object.keys(get("colormaps")).filter((name) => name !== SIGNED).map((name) => node("option", { value: name, text: name })));
     draw();
   }
   function listen(panel) {
     const { canvas, plane } = panel;
     const point = (event) => {
-      const box = canvas.getBoundingClientRect(), shape = get("shape");
-      const c = Math.floor(((event.clientX - box.left) / box.width) * shape[plane.col]);
-      const r = Math.floor(((event.clientY - box.top) / box.height) * shape[plane.row]);
-      moveTo(plane.col, c);
-      moveTo(plane.row, plane.up ? shape[plane.row] - 1 - r : r);
+      const at = canvas.getBoundingClientRect(), [c0, c1] = panel.box[plane.col], [r0, r1] = panel.box[plane.row];
+      const c = Math.floor(((event.clientX - at.left) / at.width) * (c1 - c0));
+      const r = Math.floor(((event.clientY - at.top) / at.height) * (r1 - r0));
+      moveTo(plane.col, c0 + c);
+      moveTo(plane.row, plane.up ? r1 - 1 - r : r0 + r);
     };
-    canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); canvas.focus({ preventScroll: true }); point(event); });
+    canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); canvas.focus({ preventScroll: true }); held = panel.box; point(event); });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { held = null; later(); });
     canvas.addEventListener("pointermove", (event) => { if (event.buttons & 1) point(event); });
     canvas.addEventListener("wheel", (event) => {
       if (!canvas.matches(":focus")) return; // a page that scrolls must not get caught
@@ -168,17 +191,23 @@ function render({ model, el }) {
 
   // --- drawing --------------------------------------------------------------------------------------------------
   function drawPanel(panel, colours) {
-    const { canvas, buffer, plane, v } = panel, shape = get("shape"), cursor = get("cursor");
-    const volume = volumes[v];
-    const columns = shape[plane.col], rows = shape[plane.row];
-    const box = canvas.getBoundingClientRect(), dpr = window.devicePixelRatio || 1;
-    const width = Math.max(1, Math.round((box.width || 200) * dpr)), height = Math.round((width * rows) / columns);
+    if (!volumes[panel.v]) return; // fewer volumes than panels, which are made anew in a moment
+    const { canvas, frame, buffer, plane, v } = panel, shape = get("shape"), cursor = get("cursor"), box = panel.box = held || boxOf();
+    const pair = get("blinking"), other = get("blink") && turn && pair.length === 2 && volumes[v].name === pair[0];
+    const volume = other ? volumes.find((one) => one.name === pair[1]) || volumes[v] : volumes[v];
+    if (panel.title.lastChild.textContent !== volume.name) panel.title.lastChild.textContent = volume.name;
+    const [c0, c1] = box[plane.col], [r0, r1] = box[plane.row], columns = c1 - c0, rows = r1 - r0;
+    if (panel.ratio !== columns / rows) frame.style.aspectRatio = panel.ratio = columns / rows; // layout is dear
+    if (buffer.width !== columns || buffer.height !== rows) { buffer.width = columns; buffer.height = rows; }
+    const place = canvas.getBoundingClientRect(), dpr = window.devicePixelRatio || 1;
+    const width = Math.max(1, Math.round((place.width || 200) * dpr)), height = Math.round((width * rows) / columns);
     if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
     const g = buffer.getContext("2d"), picture = g.createImageData(columns, rows);
     const index = cursor[plane.across], projection = get("projection");
-    const values = volume.data ? planeOf(volume.data, shape, plane, index, projection) : new Float32Array(columns * rows);
-    const under = ct && get("opacity") > 0 ? planeOf(ct, shape, plane, index, projection) : null;
-    const [from, to] = get("window"), share = get("opacity");
+    const values = volume.data ? planeOf(volume.data, shape, plane, index, projection, box, volume.zero) : new Float32Array(columns * rows);
+    const under = ct && !volume.zero && get("opacity") > 0 ? planeOf(ct, shape, plane, index, projection, box) : null;
+    const [from, to] = volume.zero ? [-get("spread"), get("spread")] : get("window"), share = get("opacity");
+    if (volume.zero) colours = lookUp(SIGNED);
     for (let i = 0; i < values.length; i++) {
       const e = Math.max(0, Math.min(1, (values[i] * volume.unit - from) / Math.max(to - from, 1e-30)));
       const level = 3 * Math.round(255 * e);
@@ -191,8 +220,8 @@ function render({ model, el }) {
     out.imageSmoothingEnabled = get("smooth");
     out.imageSmoothingQuality = "high";
     out.drawImage(buffer, 0, 0, width, height);
-    const x = ((cursor[plane.col] + 0.5) / columns) * width;
-    const r = plane.up ? rows - 1 - cursor[plane.row] : cursor[plane.row];
+    const x = ((cursor[plane.col] - c0 + 0.5) / columns) * width;
+    const r = plane.up ? r1 - 1 - cursor[plane.row] : cursor[plane.row] - r0;
     const y = ((r + 0.5) / rows) * height, gap = 6 * dpr;
     out.strokeStyle = "rgba(120,220,255,0.75)";
     out.lineWidth = dpr;
@@ -222,7 +251,7 @@ function render({ model, el }) {
     const g = plot.getContext("2d"), shape = get("shape"), cursor = get("cursor");
     const stride = [shape[1] * shape[2], shape[2], 1], n = shape[axis];
     const base = cursor.reduce((sum, c, a) => sum + (a === axis ? 0 : c * stride[a]), 0);
-    const lines = volumes.map((v) => Array.from({ length: n }, (_, k) => (v.data ? v.data[base + k * stride[axis]] * v.unit : 0)));
+    const lines = volumes.map((v) => v.zero ? [] : Array.from({ length: n }, (_, k) => (v.data ? v.data[base + k * stride[axis]] * v.unit : 0)));
     const top = Math.max(1e-30, ...lines.flat()), ink = getComputedStyle(root).color;
     const pad = { l: 52 * dpr, r: 10 * dpr, t: 8 * dpr, b: 30 * dpr };
     const px = (k) => pad.l + (k / (n - 1)) * (width - pad.l - pad.r), py = (v) => height - pad.b - (v / top) * (height - pad.t - pad.b);
@@ -261,10 +290,18 @@ function render({ model, el }) {
     const g = ramp.getContext("2d"), line = g.createImageData(256, 1);
     for (let i = 0; i < 256; i++) { for (let k = 0; k < 3; k++) line.data[4 * i + k] = colours[3 * i + k]; line.data[4 * i + 3] = 255; }
     g.putImageData(line, 0, 0);
+    const signed = get("signed").length > 0, rainbow = lookUp(SIGNED);
+    part.value = get("whole") ? "whole" : "heart"; zoom.value = get("zoom"); blink.checked = get("blink");
+    spread.value = (1000 * get("spread")) / Math.max(get("spread_top"), 1e-30);
+    partLabel.hidden = get("region").length !== 6; blinkLabel.hidden = get("blinking").length !== 2; spreadLabel.hidden = signedScale.hidden = !signed;
+    const h = signedRamp.getContext("2d"), row = h.createImageData(256, 1);
+    for (let i = 0; i < 256; i++) { for (let k = 0; k < 3; k++) row.data[4 * i + k] = rainbow[3 * i + k]; row.data[4 * i + 3] = 255; }
+    h.putImageData(row, 0, 0);
+    signedLow.textContent = `−${short(get("spread"))}`; signedHigh.textContent = `+${short(get("spread"))}`;
     scaleLow.textContent = short(from); scaleHigh.textContent = short(to); scaleUnit.textContent = get("unit");
     const [k, j, i] = cursor, shape = get("shape"), at = (k * shape[1] + j) * shape[2] + i;
     readout.replaceChildren(node("span", { text: `x ${mm(2, i).toFixed(0)}, y ${mm(1, j).toFixed(0)}, z ${mm(0, k).toFixed(0)} mm` }),
-      ...volumes.map((v, n) => node("span", {}, node("i", { style: `background:${COLORS[n]}` }), `${v.name}: ${v.data ? short(v.data[at] * v.unit) : "–"}`)));
+      ...volumes.map((v, n) => node("span", {}, node("i", { style: `background:${COLORS[n]}` }), `${v.name}: ${v.data ? short((v.data[at] - v.zero) * v.unit) : "–"}`)));
     drawProfile();
     root.dataset.drawn = String(Number(root.dataset.drawn || 0) + 1);
   }
@@ -283,20 +320,34 @@ function render({ model, el }) {
   maxima.addEventListener("change", () => put("projection", maxima.checked));
   smooth.addEventListener("change", () => put("smooth", smooth.checked));
   along.addEventListener("change", () => put("profile", along.value));
-  const redraw = ["cursor", "window", "colormap", "opacity", "projection", "smooth", "profile", "unit", "top"];
+  part.addEventListener("change", () => put("whole", part.value === "whole"));
+  zoom.addEventListener("input", () => put("zoom", Number(zoom.value)));
+  blink.addEventListener("change", () => put("blink", blink.checked));
+  spread.addEventListener("input", () => put("spread", (Number(spread.value) * get("spread_top")) / 1000));
+  const tick = () => {
+    clearInterval(ticking);
+    turn = 0;
+    ticking = get("blink") ? setInterval(() => { turn = 1 - turn; draw(); }, 700) : 0;
+    later();
+  };
+  const redraw = ["cursor", "window", "colormap", "opacity", "projection", "smooth", "profile", "unit", "top", "spread", "spread_top", "region", "whole", "zoom", "blinking"];
   const reread = () => { readVolumes(); later(); };
   redraw.forEach((name) => model.on(`change:${name}`, later));
-  ["scales", "ct", "data_0", "data_1", "data_2", "data_3"].forEach((name) => model.on(`change:${name}`, reread));
+  ["scales", "ct", ...DATA].forEach((name) => model.on(`change:${name}`, reread));
+  model.on("change:blink", tick);
   const rebuild = () => requestAnimationFrame(build);
-  ["names", "shape"].forEach((name) => model.on(`change:${name}`, rebuild));
+  ["names", "shape", "signed"].forEach((name) => model.on(`change:${name}`, rebuild));
   const observer = new ResizeObserver(later);
   observer.observe(root);
   build();
+  tick();
   return () => {
     observer.disconnect();
     redraw.forEach((name) => model.off(`change:${name}`, later));
-    ["scales", "ct", "data_0", "data_1", "data_2", "data_3"].forEach((name) => model.off(`change:${name}`, reread));
-    ["names", "shape"].forEach((name) => model.off(`change:${name}`, rebuild));
+    ["scales", "ct", ...DATA].forEach((name) => model.off(`change:${name}`, reread));
+    model.off("change:blink", tick);
+    clearInterval(ticking);
+    ["names", "shape", "signed"].forEach((name) => model.off(`change:${name}`, rebuild));
   };
 }
 
