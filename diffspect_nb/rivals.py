@@ -26,7 +26,6 @@ from diffspect_nb.conditional import (
     train_diffusion,
 )
 from .core import InputError, Step
-from .files import read_json
 from .fit import TrainStep
 from .prior import pretrained
 from .reconstruction import reconstruction_steps

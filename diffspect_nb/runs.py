@@ -83,8 +83,9 @@ class Bench:
     def ready(self, wish: Wish) -> Beginning | None:
         "The images that this wish's walk sets out from, if they are there."
         weights, (key, begun) = wish.weights, self.begun or (None, None)
-        walk = isinstance(weights, PaperWeights | AnchoredWeights)
-        return begun if walk and key == (wish.data_key, weights.iterations, weights.input_subsets) else None
+        if not isinstance(weights, PaperWeights | AnchoredWeights):
+            return None
+        return begun if key == (wish.data_key, weights.iterations, weights.input_subsets) else None
 
     def prior(self, name: str) -> Prior:
         "One of the user's, or a shipped one."
