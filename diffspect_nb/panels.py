@@ -310,7 +310,8 @@ class MethodPanel(w.VBox):
         usual, method = self.usual, self.method.value
         told = [
             f"{title_of(name, settings_of(METHODS[method])[name])} {getattr(usual, name):.3g} → {value:.3g}"
-            if isinstance(value, int | float) else f"{name} {getattr(usual, name)} → {value}"
+            if isinstance(value, int | float)
+            else f"{name} {getattr(usual, name)} → {value}"
             for name, value in self._own.get(method, {}).items()
         ]
         if self.prior.options and self.prior.index:

@@ -112,7 +112,7 @@ class Stage(w.VBox):
         first, second = f"A: {a.label}", f"B: {b.label}"
         apart = a.result.image - b.result.image
         where = apart if a.study.heart is None else apart[a.study.heart]
-        spread = max(float(torch.quantile(where.abs().flatten()[:2**24], 0.99)), 1e-6)
+        spread = max(float(torch.quantile(where.abs().flatten()[: 2**24], 0.99)), 1e-6)
         truth = {} if a.study.truth is None or a.wish.source != b.wish.source else {"truth": a.study.truth}
         volumes = {first: a.result.image, second: b.result.image, "A − B": apart} | truth
         with self.viewer.hold_sync():

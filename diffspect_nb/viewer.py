@@ -240,6 +240,7 @@ def _brightest_in_the_middle(image: Tensor, grid: ImageGrid) -> Tensor:  # (z, y
     middle = z[:, None, None].square() + y[None, :, None].square() + x[None, None, :].square() < 70**2
     return middle & (image >= torch.quantile(image[middle], 0.97)) if middle.any() else image >= image.max()
 
+
 def region_of(mask: Tensor, margin: int = 6) -> list[int]:  # first, one past the last, along z, y, x
     "The box round a mask (z, y, x) with a margin in voxels, inside the grid: a crop for `VolumeViewer.region`."
     found = torch.nonzero(mask)
