@@ -21,6 +21,7 @@ from .knobs import Answer, Knob, Slider, buttons, describe_knob, heading, row, s
 from .methods import plugins
 from .prior import Prior, pretrained_path
 from .sampler import settings_of
+from .samples import SAMPLES
 from .slice_network import SliceUNet
 from .study import Study
 from .wishes import METHODS, Acquisition, Outside, Settings, Source, Wish
@@ -34,12 +35,13 @@ WIDE = {"width": "auto"}
 
 
 class SourcePanel(w.VBox):
-    "Which study: the sample, one in a folder, or a patient made to order."
+    "Which study: a sample, one in a folder, or a patient made to order."
 
     def __init__(self, study: Study | str | Path | None, load: Callable[[], None]):
         given, self._quiet = isinstance(study, Study), False
         places = [("the study passed in", "given")] if given else []
-        places += [("sample patient", "sample"), ("simulated patient", "simulated"), ("folder", "folder")]
+        places += [("sample patient", "sample"), *((f"sample {name}", f"sample {name}") for name in SAMPLES)]
+        places += [("simulated patient", "simulated"), ("folder", "folder")]
         chosen, path = ("given", "") if given else ("sample", "") if study is None else ("folder", str(study))
         self.kind = w.Dropdown(options=places, value=chosen, description="study", layout=WIDE)
         self.folder = w.Text(path, placeholder="study folder", description="folder", layout=WIDE)
@@ -54,8 +56,8 @@ class SourcePanel(w.VBox):
         self.answer = Answer()
         self.load_button.on_click(lambda _: load())
         self.kind.observe(lambda _: self._show(), "value")
-        at_once = ("sample", "given")
-        self.kind.observe(lambda _: load() if self.kind.value in at_once and not self._quiet else None, "value")
+        asked_for = ("simulated", "folder")
+        self.kind.observe(lambda _: None if self._quiet or self.kind.value in asked_for else load(), "value")
         asked = row(self.load_button, self.answer)
         super().__init__([heading("Study"), self.kind, self._folder_box, self._simulated_box, asked])
         self._show()
@@ -67,8 +69,12 @@ class SourcePanel(w.VBox):
 
     def chosen(self) -> Source:
         "What the controls say now."
-        kind = self.kind.value
-        details = {"folder": (self.folder.value,), "simulated": tuple(c.value for c in self.patient.values())}
+        kind, *name = self.kind.value.split()
+        details = {
+            "sample": tuple(name),
+            "folder": (self.folder.value,),
+            "simulated": tuple(c.value for c in self.patient.values()),
+        }
         return Source(kind, details.get(kind, ()))
 
     def restore(self, source: Source) -> None:
@@ -80,8 +86,9 @@ class SourcePanel(w.VBox):
             control.value = value
         self._quiet = True
         try:
-            if source.kind in [value for _, value in self.kind.options]:
-                self.kind.value = source.kind
+            wanted = str(source) if source.kind == "sample" else source.kind
+            if wanted in [value for _, value in self.kind.options]:
+                self.kind.value = wanted
         finally:
             self._quiet = False
 

@@ -34,7 +34,7 @@ class Source:
     "Where a full-dose study comes from."
 
     kind: str  # sample, given (to the dashboard), folder or simulated
-    details: tuple = ()  # the folder, or the arguments of `simulated_patient`
+    details: tuple = ()  # the folder, the sample's name, or the arguments of `simulated_patient`
 
     def load(self, given: Study | None = None) -> Study:
         "The study. Raises `InputError` where there is none."
@@ -44,20 +44,21 @@ class Source:
             return simulated_patient(*self.details)
         if self.kind == "folder" and not str(self.details[0]).strip():
             raise InputError("name a study folder, then press Load")
-        return Study.load(place_of(self.details[0]) if self.kind == "folder" else sample_folder())
+        return Study.load(place_of(self.details[0]) if self.kind == "folder" else sample_folder(*self.details))
 
     def code(self) -> str:
         "Python that loads it."
         if self.kind == "simulated":
             return f"simulated_patient{self.details!r}"
-        folder = repr(str(self.details[0])) if self.kind == "folder" else "sample_folder()"
+        named = ", ".join(repr(name) for name in self.details)
+        folder = repr(str(self.details[0])) if self.kind == "folder" else f"sample_folder({named})"
         return "study" if self.kind == "given" else f"Study.load({folder})"
 
     def __str__(self) -> str:
         if self.kind == "simulated":
             number, sex, size, defect, severity = self.details[:5]
             return f"simulated {number} ({sex}, {size:g}, {defect} {severity:g})"
-        return Path(self.details[0]).name if self.kind == "folder" else self.kind
+        return " ".join([self.kind, *self.details]) if self.kind != "folder" else Path(self.details[0]).name
 
 
 @dataclass(frozen=True)

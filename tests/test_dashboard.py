@@ -24,7 +24,7 @@ from diffspect_nb.geometry import tiny, tiny_grid
 from diffspect_nb.knobs import Slider
 from diffspect_nb.lessons import diffusion_dashboard, first_views, geometry_dashboard, mlem_dashboard
 from diffspect_nb.mlem import mlem
-from diffspect_nb.panels import KNOBS, marks_of, usual_weights
+from diffspect_nb.panels import KNOBS, SourcePanel, marks_of, usual_weights
 from diffspect_nb.phantom import torso
 from diffspect_nb.prior import Prior
 from diffspect_nb.reconstruction import beginning_steps, outcome, reconstruct
@@ -402,6 +402,18 @@ def test_rows_are_named_pinned_deleted_and_come_back(dashboard):
     assert dashboard.chosen.id == before[-1]
     table.press("select", "no such run")
     assert "gone" in dashboard.results.answer.value
+
+
+def test_the_shipped_samples_are_among_the_studies():
+    panel = SourcePanel(None, lambda: None)
+    assert panel.chosen() == Source("sample") and Source("sample").code() == "Study.load(sample_folder())"
+    panel.kind.value = "sample nine_views"
+    source = panel.chosen()
+    assert source.code() == "Study.load(sample_folder('nine_views'))" and len(source.load().views) == 9
+    panel.restore(Source("sample"))
+    assert panel.chosen() == Source("sample")
+    panel.restore(source)
+    assert panel.chosen() == source and str(source) == "sample nine_views"
 
 
 def test_nothing_to_undo_is_one_line():
