@@ -315,7 +315,7 @@ class Calibration:
         return float(np.interp(np.log(count_level), np.log(levels), values))
 
 # %% ../nbs/22_uncertainty.ipynb #cc5ef09f
-FITTED = Calibration(((0.01, 2.24), (0.05, 1.92), (0.2, 1.872), (1.0, 1.851)), 0.1, 8, False, "460142c84aee7743")
+FITTED = Calibration(((0.01, 1.612), (0.05, 1.642), (0.2, 1.675), (1.0, 1.713)), 0.15, 8, False, "f90680459952e222")
 
 
 def uncertainty_of(
