@@ -286,7 +286,7 @@ _STYLE = """<style>
 .dsd .widget-html-content { line-height: 1.35; color: var(--jp-ui-font-color1, #222); }
 .dsd .widget-label { flex: 0 0 auto; width: 78px; color: var(--jp-ui-font-color1, #222); }
 .dsd .dsd-controls .widget-dropdown, .dsd .dsd-controls .widget-text { width: auto; margin-right: 0; }
-.dsd .dsd-controls .widget-dropdown > .widget-label { width: 46px; }
+.dsd .dsd-controls .widget-dropdown > .widget-label { width: 56px; }
 .dsd select, .dsd input { min-width: 0; }
 .dsd button:focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
 @container (max-width: 560px) {
