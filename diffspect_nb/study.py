@@ -326,7 +326,7 @@ def study_hashes(folder: str | Path) -> dict[str, str]:  # file name → SHA-256
 def sample_folder(name: str = "patient") -> Path:
     "Folder of a sample study, in an installed package or in a checkout; raises `InputError` listing those there are."
     package = Path(diffspect_nb.__file__).parent
-    places = (package / "samples", package.parent / "data_samples")
+    places = (package.parent / "data_samples", package / "samples")  # an installed one comes first
     there = {file.parent.name: file.parent for place in places for file in place.glob("*/study.json")}
     if name not in there:
         raise InputError(f"no sample study is called {name!r}; there are: {', '.join(sorted(there)) or 'none'}")
