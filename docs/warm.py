@@ -7,6 +7,7 @@ Each notebook has a fresh kernel of its own, forked from this process, which imp
 nothing: no thread, no figure, and no module of this package. For tests, on Linux."""
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -101,7 +102,10 @@ def forked(path: str, seconds: float) -> dict:
         if not child:
             for stream, number in ((open(os.devnull), 0), (said, 1), (said, 2)):
                 os.dup2(stream.fileno(), number)
-            sys.exit(check(Path(path)))
+            code = check(Path(path))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # to take down what was imported would take longer than many a notebook
         with open(os.pidfd_open(child)) as ended:
             if not select.select([ended], [], [], seconds)[0]:
                 os.kill(child, signal.SIGKILL)  # its kernel sees that, and ends
@@ -116,6 +120,8 @@ def main() -> None:
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as kernels do, for matplotlib
     for name in HEAVY:
         import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all of that memory
     for line in sys.stdin:
         print(json.dumps(forked(**json.loads(line))), flush=True)
 
