@@ -23,6 +23,7 @@ NOTEBOOKS = [
 SECONDS_PER_NOTEBOOK = 900
 DATA = os.environ.get("DIFFSPECT_DATA") or str(ROOT.parent / "shared" / "data")
 ENV = {**os.environ, "DIFFSPECT_DATA": DATA}
+ENV.pop("MPLBACKEND", None)  # pictures are shown as in a browser
 
 
 @pytest.fixture(scope="module")
