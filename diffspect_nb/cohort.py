@@ -175,9 +175,7 @@ def simulated_patient(
 
 # %% ../nbs/15_cohort.ipynb #d1e9e5cb
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
-    """Eight acquisitions of one patient, grouped by views.
-
-    All views at full and three lower doses; two smaller sets of views, central or any, at full and one lower dose."""
+    "Eight of one patient by views: all, at full and three lower doses; two smaller sets, at full and one lower dose."
 
     def dose(low):
         return float(np.exp(rng.uniform(np.log(low), np.log(0.7))))
@@ -251,13 +249,9 @@ def make_patient(
     seen = seen_by_network(acquisitions(study, np.random.default_rng([seed, 2])), device)
     healthy = painter(seed, heart, defects=[])(study.grid).activity
     deficit = moving(healthy, study.grid, Mismatch(**study.meta["mismatch"])) - truth
-    tensors = {
-        "truth": truth.half(),
-        "deficit": deficit.clamp(0, 1).half(),  # what the defects took away
-        "early": torch.stack([s.early for s in seen]),
-        "late": torch.stack([s.late for s in seen]),
-    }
-    _write_patient(path, study, seen, tensors)
+    images = {"early": torch.stack([s.early for s in seen]), "late": torch.stack([s.late for s in seen])}
+    taken = deficit.clamp(0, 1).half()  # what the defects took away
+    _write_patient(path, study, seen, images | {"truth": truth.half(), "deficit": taken})
 
 
 def _write_patient(path: Path, study: Study, seen: list[Seen], tensors: dict[str, Tensor]) -> None:
@@ -287,9 +281,7 @@ FILE_VERSION = 4  # of a patient's file
 
 @lru_cache(maxsize=1)
 def generator_fingerprint() -> str:
-    """Hash of what the recipe draws and of how it is acquired: changes when the patients do.
-
-    Three patients on a coarse grid, rounded, so that no comment and no last digit changes it."""
+    "Hash of what the recipe draws (three patients, rounded) and how it is acquired: changes when the patients do."
     drawn = [painter(seed)(tiny_grid()) for seed in range(3)]
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
     ranges = [(r.low, r.high) for r in (PATIENT_RANGES | SCANNER_RANGES | ACQUISITION_RANGES).values()]
@@ -434,26 +426,24 @@ def make_missing(cohort: Cohort, label: str, workers: Workers | None, device: st
     raise InputError(f"{first}: not made; a process was lost {RETRIES + 1} times (out of memory?): use fewer workers")
 
 # %% ../nbs/15_cohort.ipynb #a7caed0d
-def _read_patient(cohort: Cohort, seed: int, label: str) -> Iterator[tuple[str, Tensor]]:
-    "Tensors of one patient by name; the label's is `label`."
+def _read_patient(cohort: Cohort, seed: int, label: str) -> dict[str, Tensor]:
+    "Tensors of one patient; the label's is `label`."
     with safe_open(cohort.path(seed, "truth" if cohort.seen else label), framework="pt") as file:
-        for name in (*KEPT, *SEEN) if cohort.seen else KEPT:
-            yield name, file.get_tensor(name)
+        found = {name: file.get_tensor(name) for name in (*KEPT, *(SEEN if cohort.seen else ()))}
     with safe_open(cohort.path(seed, label), framework="pt") as file:
-        yield "label", file.get_tensor(label)
+        return found | {"label": file.get_tensor(label)}
 
 
 def load_patients(cohort: Cohort, label: str) -> Patients:
     "What `Cohort.load` does."
-    found: dict[str, list[Tensor]] = {}
+    read = []
     for seed in cohort.seeds:
         try:
-            for name, tensor in _read_patient(cohort, seed, label):
-                found.setdefault(name, []).append(tensor)
+            read.append(_read_patient(cohort, seed, label))
         except (OSError, SafetensorError) as e:
             rule = f"patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first"
             raise InputError(f"{cohort.path(seed, 'truth' if cohort.seen else label)}: {rule}") from None
-    stacked = {name: torch.stack(parts) for name, parts in found.items()}
+    stacked = {name: torch.stack([own[name] for own in read]) for name in read[0]}
     stacked |= {name: torch.zeros(cohort.n, 0) for name in SEEN if name not in stacked}
     mu = stacked.pop("mu")
     return Patients(ct=relative_to_water(mu.float()).half(), **stacked)
