@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
 # what the longest tests take, in seconds of one core; every other slow one counts as five
 SECONDS = {
-    **{"[42_conditional.ipynb]": 50, "[63_dashboard.ipynb]": 50, "[20_sampler.ipynb]": 45, "[22_uncertainty.ipynb]": 45},
-    **{"test_a_small_tuning_end_to_end": 45, "[tutorials/dashboard.ipynb]": 35, "[65_lessons.ipynb]": 30},
+    **{"[42_conditional.ipynb]": 50, "[63_dashboard.ipynb]": 50, "test_a_small_tuning_end_to_end": 45},
+    **{"[20_sampler.ipynb]": 45, "[22_uncertainty.ipynb]": 45, "test_probe_tells_real_from_invented_defects": 40},
+    **{"[tutorials/dashboard.ipynb]": 35, "[65_lessons.ipynb]": 30},
 }
 
 
