@@ -84,7 +84,8 @@ def be_a_kernel(arguments: list[str], env: dict[str, str], cwd: str) -> None:
     sys.path[0] = str(ROOT)  # in the place of docs/
     sys.argv = ["ipykernel_launcher", *arguments]
     kernelapp = import_module("ipykernel.kernelapp")
-    kernelapp.launch_new_instance([*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+    as_drawn = "--InlineBackend.print_figure_kwargs={'bbox_inches': None}"  # nobody looks: no second layout to crop it
+    kernelapp.launch_new_instance([*arguments, as_drawn, f"--IPKernelApp.parent_handle={os.getppid()}"])
     sys.exit()
 
 
@@ -120,6 +121,7 @@ def main() -> None:
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as kernels do, for matplotlib
     for name in HEAVY:
         import_module(name)
+    sys.modules["matplotlib.pyplot"]._draw_all_if_interactive = lambda: None  # they are drawn where they are shown
     gc.collect()
     gc.freeze()  # a collection in a fork would copy all of that memory
     for line in sys.stdin:
