@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from .core import ImageGrid, in_threads
 from .geometry import Pinhole, Scanner, project_points
@@ -48,14 +47,26 @@ SHIFTS = 16  # sub-pixel positions per pixel and axis
 PRUNE = {"pinhole": 3e-2, "parallel": 5e-3}  # weights below this share of the peak are dropped; a Gaussian has tails
 
 
+def _blurred(quadrant: np.ndarray, sigma: float) -> np.ndarray:
+    "A quadrant of something symmetric, from its middle on, convolved with a Gaussian that ends at four deviations."
+    i = np.arange(len(quadrant))
+    apart, reach = np.abs(i[:, None] - i[None, :]), int(4 * sigma + 0.5)
+    gaussian = np.exp(-0.5 * (np.arange(2 * len(i)) / sigma) ** 2) * (np.arange(2 * len(i)) <= reach)
+    whole = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).sum()
+    spread = (gaussian[apart] + np.where(i > 0, gaussian[i[:, None] + i[None, :]], 0)) / whole  # and its mirror image
+    return spread @ quadrant @ spread.T
+
+
 def _spot(radius: float, sigma: float, half: int) -> np.ndarray:
     "The blurred disc, `SHIFTS` samples per pixel, `half` + 1 pixels each way from its middle."
-    middle = SHIFTS * (half + 1)
-    fine = np.arange(-middle, middle + 1) / SHIFTS
+    fine = np.arange(SHIFTS * (half + 1) + 1) / SHIFTS
     distance = np.hypot(fine[:, None], fine[None, :])
     if radius:
-        return gaussian_filter(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS, truncate=4)
-    return np.exp(-0.5 * (distance / sigma) ** 2)
+        quadrant = _blurred(np.clip((radius - distance) * SHIFTS + 0.5, 0, 1), sigma * SHIFTS)
+    else:
+        quadrant = np.exp(-0.5 * (distance / sigma) ** 2)
+    right = np.concatenate([quadrant[:0:-1], quadrant])
+    return np.concatenate([right[:, :0:-1], right], axis=1)
 
 
 def footprint(
