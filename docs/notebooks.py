@@ -83,6 +83,21 @@ def without_widgets(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 
+def attempt(path: Path, check: bool, timeout_s: int) -> int:
+    "Run a notebook and say how long it took, or which cell failed and why; 0 or 1."
+    path, start = path.resolve(), time.perf_counter()
+    try:
+        nb = run(path, optional_flags() if check else set(), timeout_s)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
+        message = re.sub("\x1b" + r"\[[0-9;]*m", "", str(e))
+        print(f"{path.name} failed:\n{message}", file=sys.stderr)
+        return 1
+    if not check:
+        nbformat.write(nb, path)
+    print(f"{path.name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of nbs/")
@@ -91,16 +106,8 @@ def main() -> int:
     args = parser.parse_args()
     everything = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
     for path in args.notebooks or everything:
-        path, start = path.resolve(), time.perf_counter()
-        try:
-            nb = run(path, optional_flags() if args.check else set(), args.timeout)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
-            message = re.sub("\x1b" + r"\[[0-9;]*m", "", str(e))
-            print(f"{path.name} failed:\n{message}", file=sys.stderr)
+        if attempt(path, args.check, args.timeout):
             return 1
-        if not args.check:
-            nbformat.write(nb, path)
-        print(f"{path.name}: {time.perf_counter() - start:.1f} s", flush=True)
     return 0
 
 

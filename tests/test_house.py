@@ -188,10 +188,12 @@ def test_walks_take_any_denoiser():
 
 
 IMPORT_EACH = f"""
-import importlib, json, os, sys, tempfile
-import matplotlib.pyplot, nibabel, pydicom, safetensors.torch, scipy.ndimage, scipy.stats, skimage.metrics, torch
+import gc, importlib, json, os, sys, tempfile
+import matplotlib.pyplot, nibabel, numba, pydicom, safetensors.torch, scipy.ndimage, scipy.optimize, scipy.sparse
+import scipy.stats, skimage.metrics, skimage.morphology, torch
 state = lambda: (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
 found, before = {{}}, state()
+gc.freeze()  # a collection in a child would copy all of that memory
 for module in sys.argv[1:]:
     with tempfile.TemporaryFile() as said:
         if not (child := os.fork()):
