@@ -17,8 +17,8 @@ from .sampler import Setting
 from .viewer import STATIC
 
 # %% auto #0
-__all__ = ['KEYS', 'Slider', 'heading', 'buttons', 'row', 'Answer', 'Knob', 'title_of', 'slider_of', 'describe_knob', 'Keys',
-           'for_key']
+__all__ = ['SITE', 'LESSONS', 'WEIGHTS', 'KEYS', 'Slider', 'heading', 'buttons', 'row', 'Answer', 'Knob', 'title_of', 'slider_of',
+           'describe_knob', 'Keys', 'for_key']
 
 # %% ../nbs/60a_knobs.ipynb #fdbf30ec
 class Slider(anywidget.AnyWidget):
@@ -74,8 +74,25 @@ class Answer(w.HTML):
         self.value = f"<div {kind}>{said}</div>" if text else ""
 
 # %% ../nbs/60a_knobs.ipynb #3d06cc2f
+SITE = "https://diffspect-nb.github.io/diffspect_nb/nbs"
+LESSONS = {  # name on the screen → page of the site, and the place on it that explains it
+    "aperture": "02_geometry.html#where-a-voxel-lands",
+    "counts": "07_study.html#a-lower-dose-honestly",
+    "views": "07_study.html#fewer-views",
+    "iterations": "08_mlem.html#one-update",
+    "ordered subsets": "08_mlem.html#one-update",
+    "passes": "08_mlem.html#one-update",
+    "noise level t": "10_diffusion.html#noise",
+    "λ_mlem": "20_sampler.html#term-1-mlem-insertion-the-counts",
+    "TV weight": "20_sampler.html#term-2-total-variation-neighbouring-slices",
+    "λ_dps": "20_sampler.html#term-3-image-consistency-the-input",
+    "anchor": "20_sampler.html#the-anchored-walk",
+}
+WEIGHTS = "20_sampler.html#the-table-as-everyone-sees-it"
+
+
 class Knob(w.VBox):
-    "A slider under its name, a few words on what it does, and marks at values worth knowing."
+    "A slider under its name, a few words on what it does, a link to its lesson, and marks at values worth knowing."
 
     def __init__(self, slider: w.Widget, name: str, what: str = "", tip: str = ""):
         self.slider = slider
@@ -90,6 +107,7 @@ class Knob(w.VBox):
     def describe(self, name: str, what: str = "", tip: str = "") -> None:
         "Other words; `tip` is the whole story, shown on hovering and on focus."
         self.name, self.what, self.tip = name, what, tip or f"{name}: {what}"
+        self.lesson = LESSONS.get(name, WEIGHTS if tip else "")
         if isinstance(self.slider, Slider):
             self.slider.label, self.slider.tip = name, self.tip
         else:
