@@ -77,15 +77,15 @@ class Answer(w.HTML):
 SITE = "https://diffspect-nb.github.io/diffspect_nb/nbs"
 LESSONS = {  # name on the screen → page of the site, and the place on it that explains it
     "aperture": "02_geometry.html#where-a-voxel-lands",
-    "counts": "07_study.html#a-lower-dose-honestly",
-    "views": "07_study.html#fewer-views",
+    "counts": "07_study.html#lower-dose-thin-don-t-scale",
+    "views": "07_study.html#lower-dose-thin-don-t-scale",
     "iterations": "08_mlem.html#one-update",
     "ordered subsets": "08_mlem.html#one-update",
     "passes": "08_mlem.html#one-update",
-    "noise level t": "10_diffusion.html#noise",
-    "λ_mlem": "20_sampler.html#term-1-mlem-insertion-the-counts",
-    "TV weight": "20_sampler.html#term-2-total-variation-neighbouring-slices",
-    "λ_dps": "20_sampler.html#term-3-image-consistency-the-input",
+    "noise level t": "10_diffusion.html#there-and-back-in-one-jump",
+    "λ_mlem": "20_sampler.html#term-1-mlem-mlem-insertion-the-counts",
+    "TV weight": "20_sampler.html#term-2-tv-weight-total-variation-between-slices",
+    "λ_dps": "20_sampler.html#term-3-dps-consistency-with-the-input",
     "anchor": "20_sampler.html#the-anchored-walk",
 }
 WEIGHTS = "20_sampler.html#the-table-as-everyone-sees-it"

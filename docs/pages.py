@@ -64,7 +64,7 @@ def published(outputs: list) -> list:
 def summary(source: str) -> str:
     "What a folded cell holds, in one line: its imports, or what it defines and the first line of that one's words."
     body = ast.parse(source).body
-    if all(isinstance(n, ast.Import | ast.ImportFrom) for n in body):
+    if all(isinstance(n, ast.Import | ast.ImportFrom | ast.If) for n in body):
         return "Imports"
     defined = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     named = [n.targets[0].id for n in body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]
@@ -154,7 +154,7 @@ def opening(nb: nbformat.NotebookNode, notebook: Path, target: Path) -> str:
         return text
     heading, png = shown[LEAD.get(name, -1)]
     target.with_name(f"{name}_lead.png").write_bytes(png)
-    title = f"*{heading}*, below." if not heading.startswith(("What", "Exercise")) else "Below."
+    title = f"From *{heading}*, below."
     return f"{text}\n\n:::{{figure}} {name}_lead.png\n:alt: {heading}\n:figclass: lead\n\n{title}\n:::\n"
 
 
