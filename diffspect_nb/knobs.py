@@ -83,9 +83,9 @@ LESSONS = {  # name on the screen → page of the site, and the place on it that
     "ordered subsets": "08_mlem.html#one-update",
     "passes": "08_mlem.html#one-update",
     "noise level t": "10_diffusion.html#there-and-back-in-one-jump",
-    "λ_mlem": "20_sampler.html#term-1-mlem-mlem-insertion-the-counts",
-    "TV weight": "20_sampler.html#term-2-tv-weight-total-variation-between-slices",
-    "λ_dps": "20_sampler.html#term-3-dps-consistency-with-the-input",
+    "λ_mlem": "20_sampler.html#term-mlem",
+    "TV weight": "20_sampler.html#term-tv-weight",
+    "λ_dps": "20_sampler.html#term-dps",
     "anchor": "20_sampler.html#the-anchored-walk",
 }
 WEIGHTS = "20_sampler.html#the-table-as-everyone-sees-it"

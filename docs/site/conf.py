@@ -25,6 +25,7 @@ html_title = project
 exclude_patterns = ["**/download"]  # as they are, for the reader
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_static/scorer.js"
 html_show_sourcelink = False
 html_math_renderer = "mathml"
 html_theme_options = {
