@@ -124,9 +124,10 @@ class Knob(w.VBox):
             for n, (word, value) in enumerate(marks.items())
         )
         name, what, tip = (html.escape(s, quote=True) for s in (self.name, self.what, self.tip))
-        self._head.value = (
-            f'<div class="dsd-row" data-tip="{tip}"><b>{name}</b><span class="dsd-what">{what}</span>{legend}</div>'
-        )
+        where = f'href="{SITE}/{self.lesson}" target="_blank" rel="noopener"'
+        about = f'<a class="dsd-lesson" {where} aria-label="lesson on {name}" data-tip="{tip}; its lesson">?</a>'
+        words = f'<b>{name}</b>{about if self.lesson else ""}<span class="dsd-what">{what}</span>{legend}'
+        self._head.value = f'<div class="dsd-row" data-tip="{tip}">{words}</div>'
 
 # %% ../nbs/60a_knobs.ipynb #3e2b5f7e
 def title_of(name: str, setting: Setting) -> str:
