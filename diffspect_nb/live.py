@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import scipy.sparse
 import torch
@@ -22,11 +23,12 @@ from torch import Tensor
 import diffspect_nb
 from .anatomy import draw_heart
 from .cohort import FIRST_VALIDATION
-from .core import ImageGrid, InputError, Step
+from .core import ImageGrid, InputError, Step, last
 from .diffusion import CEILING, SCHEDULES
 from .files import atomic_path, cache_dir
 from .fit import Nets, TrainStep, fit
 from .geometry import LEFT_ANTERIOR_DEG, Pinhole, Scanner
+from .metrics import psnr
 from .mlem import mlem, osem, subset_count
 from .phantom import lv_wall_share, torso
 from .prior import EARLY_UPDATES, LATE_UPDATES, Prior, intensity_scale, pretrained, save_checkpoint
@@ -43,7 +45,7 @@ __all__ = ['EDGE', 'VOXEL_MM', 'FIELD_MM', 'N_VIEWS', 'PIXELS', 'N_SLICES', 'FUL
            'spread_views', 'Slab', 'live_slab', 'live_expected', 'live_scale', 'LiveConfig', 'live_cohort',
            'train_live', 'live_noise', 'live_counts', 'draw_strokes', 'shipped_patients', 'make_patients',
            'live_patients', 'LiveState', 'LiveAcquisition', 'live_acquisition', 'tv_in_plane', 'live_denoiser',
-           'live_steps']
+           'live_steps', 'noise_deviance', 'live_scores', 'live_figure']
 
 # %% ../nbs/64a_live.ipynb #64a00006
 EDGE, VOXEL_MM, FIELD_MM = 64, 4.0, 120.0  # pixels of the slice's edge; their edge; radius of what emits
@@ -412,3 +414,43 @@ def live_steps(acquired: LiveAcquisition, weights: Weights, denoise: Denoiser) -
         steps = anchored_walk(denoise, *start, weights, noise_of=live_noise)
     for step in steps:
         yield replace(step, image=step.image / acquired.dose)
+
+# %% ../nbs/64a_live.ipynb #64a00030
+def noise_deviance(expected: Tensor) -> Tensor:  # like expected, float64
+    "Mean deviance of a Poisson count that is expected so: 0 for none, towards 1 for many."
+    e = expected.double().flatten()
+    y = torch.arange(int(float(e.max()) + 12 * float(e.max()) ** 0.5 + 13), dtype=torch.float64)[:, None]
+    chance = (torch.xlogy(y, e) - e - torch.lgamma(y + 1)).exp()
+    mean = (chance * 2 * (torch.xlogy(y, y) - torch.xlogy(y, e) - y + e)).nan_to_num().sum(0)
+    return torch.where(e > 0, mean, 0).view(expected.shape)
+
+
+def live_scores(acquired: LiveAcquisition, image: Tensor) -> dict[str, float]:
+    "PSNR in the heart (dB), log-likelihood and reduced deviance of an image (1, y, x) in full-dose photons."
+    photons, measured = image * acquired.dose, acquired.measurement
+    expected = measured.expected(photons)
+    deviance = measured.deviance(photons).sum() + measured.counts[expected <= 0].sum()
+    return {
+        "psnr": psnr(image, acquired.truth, acquired.heart),
+        "log_likelihood": measured.log_likelihood(photons),
+        "deviance": float(deviance / noise_deviance(expected).sum()),
+    }
+
+# %% ../nbs/64a_live.ipynb #64a00033
+def live_figure(state: LiveState | None = None) -> plt.Figure:
+    "The patient, MLEM and where both walks end, on one scale."
+    state, denoise = state or LiveState(), live_denoiser()
+    acquired = live_acquisition(state)
+    images = {"patient": acquired.truth, "MLEM, 50 updates": acquired.mlem / acquired.dose}
+    for name, weights in (("the paper's walk", state.paper), ("the anchored walk", state.anchored)):
+        images[name] = last(live_steps(acquired, weights, denoise)).image
+    fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), constrained_layout=True)
+    half, top = EDGE * VOXEL_MM / 2, 1.1 * float(acquired.truth[acquired.heart].max())
+    for ax, (name, image) in zip(axes, images.items(), strict=True):
+        shown = ax.imshow(image[0], cmap="inferno", vmin=0, vmax=top, extent=(-half, half, half, -half))
+        score = "" if name == "patient" else f"\n{live_scores(acquired, image)['psnr']:.1f} dB in the heart"
+        ax.set_title(name + score, size=9)
+        ax.set(xlabel="x (mm)")
+    fig.colorbar(shown, ax=axes, label="photons per pixel, full dose")
+    fig.suptitle(f"{state.dose:.0%} of the counts, {state.views} views", size=9)
+    return fig

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import anywidget
 import torch
@@ -21,6 +22,7 @@ from diffspect_nb.live import (
     UNIT,
     VOXEL_MM,
     LiveState,
+    live_figure,
     live_grid,
     live_patients,
     live_system,
@@ -28,7 +30,7 @@ from diffspect_nb.live import (
 from .prior import RECOVERY, Prior, around_heart, pretrained
 from .slice_network import SliceUNet, position_embedding
 from .sparse import SparseMatrix
-from .viewer import STATIC, color_table
+from .viewer import STATIC, color_table, with_picture
 
 # %% auto #0
 __all__ = ['SCRIPTS', 'PAGE', 'live_bundle', 'write_live_page', 'LiveWidget']
@@ -110,3 +112,6 @@ class LiveWidget(anywidget.AnyWidget):
         script = (STATIC / "live_worker.js").read_text(encoding="utf-8")
         super().__init__(worker=script, bundle=live_bundle(prior), colors=color_table("inferno"))
         self.state = LiveState().to_json()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return with_picture(super()._repr_mimebundle_(**kwargs), live_figure)

@@ -11,6 +11,7 @@ import ast
 import base64
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+
+from diffspect_nb.live_page import write_live_page
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
@@ -42,6 +45,9 @@ def _link(notebook: Path, target: str) -> str:
     path = (notebook.parent / target.split("#")[0]).resolve()
     if path.suffix == ".ipynb" or not path.is_relative_to(ROOT):
         return target
+    if path.is_relative_to(ROOT / "docs" / "site"):  # a text of the site, whose folder is the site's root
+        there = SOURCE / path.relative_to(ROOT / "docs" / "site")
+        return Path(os.path.relpath(there, SOURCE / notebook.parent.relative_to(ROOT))).as_posix()
     if path.suffix in (".png", ".svg"):
         copy = SOURCE / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -242,6 +248,7 @@ def assemble() -> None:
         (SOURCE / "wings" / f"{slug(wing)}.md").write_text(wing_page(wing), encoding="utf-8")
     (SOURCE / "benchmark.md").write_text(benchmark_page(), encoding="utf-8")
     (SOURCE / "gallery.md").write_text(gallery_page(), encoding="utf-8")
+    write_live_page(SOURCE / "_static" / "live")
 
 
 class _Page(HTMLParser):

@@ -19,15 +19,15 @@ const percent = (v) => `${Number((100 * v).toPrecision(3))} %`, plain = (digits)
 // part of the state, name there, symbol, what it does, end of the slider, its step
 const SLIDERS = [
   ["", "dose", "dose", "share of the full dose's counts", 0, DOSES.length - 1, 1, percent],
-  ["", "views", "views", "pinholes, spread over the half circle", 1, 19, 1, plain(0)],
-  ["paper", "lambda_dps", "λ_dps", "pull of each step towards the MLEM image", 0, 0.6, 0.01, plain(2)],
-  ["paper", "lambda_mlem", "λ_mlem", "share of each estimate that an MLEM update replaces", 0, 0.6, 0.01, plain(2)],
-  ["paper", "tv_weight", "λ_TV", "smoothing between neighbours; normal heart muscle = 1", 0, 0.1, 0.002, plain(3)],
+  ["", "views", "views", "pinholes on the half circle", 1, 19, 1, plain(0)],
+  ["paper", "lambda_dps", "λ_dps", "pull towards the MLEM image", 0, 0.6, 0.01, plain(2)],
+  ["paper", "lambda_mlem", "λ_mlem", "share given to MLEM's answer", 0, 0.6, 0.01, plain(2)],
+  ["paper", "tv_weight", "λ_TV", "smoothing between neighbours", 0, 0.1, 0.002, plain(3)],
   ["paper", "steps", "N", "noise levels visited", 5, 50, 1, plain(0)],
-  ["paper", "start", "T", "noise level of the first step; low: a late start", 100, 999, 1, plain(0)],
-  ["anchored", "anchor", "b", "hold of the prior against the counts", -3, 1, 0.05, (v) => Number(v.toPrecision(2)).toString()],
+  ["paper", "start", "T", "first noise level; low: late start", 100, 999, 1, plain(0)],
+  ["anchored", "anchor", "b", "weight of the prior against the counts", -3, 1, 0.05, (v) => Number(v.toPrecision(2)).toString()],
   ["anchored", "steps", "N", "noise levels visited", 2, 30, 1, plain(0)],
-  ["anchored", "start", "t₀", "noise level of the first step; low: a late start", 100, 999, 1, plain(0)],
+  ["anchored", "start", "t₀", "first noise level; low: late start", 100, 999, 1, plain(0)],
 ];
 const toSlider = { dose: (v) => DOSES.findIndex((d) => d >= v - 1e-9), anchor: Math.log10 };
 const fromSlider = { dose: (v) => DOSES[v], anchor: (v) => 10 ** v };
@@ -35,7 +35,7 @@ const WALKS = { paper: "the paper's walk", anchored: "the anchored walk" };
 const PENS = { defect: "a defect", gut: "a hot gut", heart: "a second heart" };
 
 const LESSON = [
-  ["At which dose does the defect go?", "This patient has a gap in the wall, at seven o'clock. Turn the dose down, one mark at a time. Which image loses the gap first, and which one still shows it at the lowest dose where MLEM does not?", { patient: 0, strokes: [["defect", -4, 40]], dose: 0.2, views: 19 }],
+  ["At which dose does the defect go?", "This patient has a gap in the wall, at seven o'clock. Turn the dose down, one mark at a time. Which image loses the gap first, and which one still shows it at the lowest dose where MLEM does not?", { patient: 0, strokes: [["defect", -10, 33]], dose: 0.2, views: 19 }],
   ["What does the prior know alone?", "With λ_dps, λ_mlem and λ_TV at zero nothing but the first step has seen the counts. The image is a heart. Is it this patient's? Press new seed a few times.", { paper: { lambda_dps: 0, lambda_mlem: 0, tv_weight: 0 } }],
   ["Who is right, the image or the counts?", "λ_dps pulls every step to the MLEM image, noise included. λ_mlem asks the counts themselves. Raise one, then the other, and watch the PSNR: where does each turn round?", { paper: { lambda_dps: 0.05, lambda_mlem: 0.02, tv_weight: 0 }, dose: 0.05 }],
   ["What does smoothing cost?", "Turn λ_TV up. The noise goes, and the thin wall with it. Does the reduced deviance notice?", { paper: { tv_weight: 0.06 } }],
@@ -99,7 +99,7 @@ export function build(root, { worker, buffer, colors, address = null, changed = 
     panels[name] = { canvas, note, box: make("figure", {}, make("figcaption", { text: title }), make("div", { class: "dsl-canvas" }, canvas), note) };
     return panels[name].box;
   };
-  const images = make("div", { class: "dsl-images" }, panel("truth", "the patient: draw here"), panel("mlem", "MLEM, 50 updates"), panel("paper", WALKS.paper), panel("anchored", WALKS.anchored));
+  const images = make("div", { class: "dsl-images" }, panel("truth", "patient: draw here"), panel("mlem", "MLEM, 50 updates"), panel("paper", WALKS.paper), panel("anchored", WALKS.anchored));
   const overlay = make("canvas", { class: "dsl-overlay", tabindex: 0, role: "application", "aria-label": "patient: arrow keys move the pen, Enter draws" });
   panels.truth.canvas.parentElement.append(overlay);
   const scrub = make("input", { type: "range", min: 1, max: 1, step: 1, value: 1, "aria-label": "step shown" }), where = make("output");
@@ -109,8 +109,9 @@ export function build(root, { worker, buffer, colors, address = null, changed = 
   for (const [question, text, wanted] of LESSON) {
     lesson.append(make("section", {}, make("h4", { text: question }), make("p", { text }), button("set the sliders", "put the figure into this state", () => change(fresh(wanted)))));
   }
-  root.replaceChildren(controls, figure, lesson);
-  root.classList.add("dsl");
+  const before = [...root.childNodes];
+  root.replaceChildren(make("div", { class: "dsl" }, controls, figure, lesson));
+  root.classList.add("dsl-outer");
 
   // ---- state
   const fresh = (wanted) => merge(structuredClone(about.defaults), wanted);
@@ -245,7 +246,10 @@ export function build(root, { worker, buffer, colors, address = null, changed = 
       root.dataset.done = data.run; root.dataset.seconds = data.seconds;
     } else status.textContent = data.text;
   };
-  worker.onerror = (event) => { status.textContent = `the computation failed: ${event.message}`; };
+  worker.onerror = (event) => {
+    if (about) status.textContent = `the computation failed: ${event.message}`;
+    else root.replaceChildren(...before); // this browser cannot: what stood here says where to go
+  };
   worker.postMessage({ kind: "load", buffer });
   root.live = { get state() { return state; }, get steps() { return steps; }, get run() { return run; }, change, fresh };
   return () => worker.terminate();

@@ -30,14 +30,14 @@ html_theme_options = {
     "navigation_with_keys": True,
     "show_toc_level": 2,
     "header_links_before_dropdown": 6,
-    "secondary_sidebar_items": {"**": ["page-toc"], "nbs/tutorials/explore": [], "benchmark": []},
+    "secondary_sidebar_items": {"**": ["page-toc"], "nbs/tutorials/explore": [], "live": [], "benchmark": []},
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "footer_start": ["copyright"],
     "footer_end": [],
 }
 # pages with nothing below them
-_alone = ("index", "learn", "benchmark", "gallery", "glossary", "references", "cite", "nbs/tutorials/explore")
+_alone = ("index", "learn", "benchmark", "gallery", "glossary", "references", "cite", "nbs/tutorials/explore", "live")
 html_sidebars = {"**": ["sidebar-nav-bs"]} | {page: [] for page in _alone}
 
 
