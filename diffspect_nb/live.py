@@ -323,9 +323,9 @@ def make_patients(path: Path, n: int = 24, first_seed: int = FIRST_VALIDATION) -
 
 
 @lru_cache(maxsize=1)
-def live_patients() -> dict[str, Tensor]:  # activity (normal myocardium = 1), wall (share), heart (bool): (n, y, x)
-    "The patients that the page shows."
-    with safe_open(shipped_patients(), framework="pt") as file:
+def live_patients(path: Path | None = None) -> dict[str, Tensor]:  # activity, wall (share), heart (bool): (n, y, x)
+    "The patients of a file; default: those that the page shows."
+    with safe_open(path or shipped_patients(), framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}
     wall = kept["wall"].float() / 255
     return {"activity": kept["activity"].float() * UNIT, "wall": wall, "heart": kept["heart"] > 0}
