@@ -130,8 +130,12 @@ class _Oracle:
         self.at: dict[tuple[int, str], int] = {}  # which showing was best
         self.choice: Choices = {}
 
-    def show(self, images: Tensor, index: int, picked: str) -> None:
-        for i, (study, image) in enumerate(zip(self.studies, images, strict=True)):
+    def latest(self, i: int) -> int:
+        return max(self.at[i, name] for name in self.where)
+
+    def show(self, images: Tensor, index: int, picked: str, which: Sequence[int] | None = None) -> None:
+        for i, image in zip(range(len(self.studies)) if which is None else which, images, strict=True):
+            study = self.studies[i]
             for name, at in self.where.items():
                 error = float((image.ravel()[at] / study.count_fraction - self.truth[i, name]).square().mean())
                 if error < self.error[i, name]:
@@ -155,16 +159,21 @@ def best_stop(
 ) -> tuple[Choices, Tensor]:
     """Oracle among the first `n_iter` MLEM images of each acquisition, and the stack of images after `keep` iterations.
 
-    The error falls, then rises; the search ends when every acquisition is past three times its best iteration."""
+    The error falls, then rises; an acquisition leaves the stack when it is past three times its best iteration."""
     if not 1 <= keep <= n_iter:
         raise InputError(f"n_iter must be at least keep = {keep}, got {n_iter}")
-    oracle = _Oracle(studies, masks)
-    for step in mlem_steps(measurement, n_iter, likelihood=False):
-        oracle.show(step.image, step.index, f"iteration {step.index}")
-        if step.index == keep:
-            kept = step.image
-        if step.index >= keep and step.index > 3 * max(oracle.at.values()):
-            break
+    oracle, left, images, done = _Oracle(studies, masks), list(range(len(studies))), None, 0
+    while left and done < n_iter:
+        part = Measurement(measurement.system, measurement.counts[left], torch.as_tensor(measurement.background)[left])
+        for step in mlem_steps(part, n_iter - done, images, likelihood=False):
+            done += 1
+            oracle.show(step.image, done, f"iteration {done}", left)
+            if done == keep:
+                kept = step.image
+            stay = [k for k, i in enumerate(left) if done < keep or done <= 3 * oracle.latest(i)]
+            if len(stay) < len(left):
+                left, images = [left[k] for k in stay], step.image[stay]
+                break
     return oracle.choice, kept
 
 # %% ../nbs/40_baselines.ipynb #4e860c6b

@@ -11,10 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import diffspect_nb
-
 # %% auto #0
-__all__ = ['LEAST_PATIENTS', 'workers_options', 'study_options', 'take_sample', 'tune_options', 'run_tune', 'rows_of', 'about_of']
+__all__ = ['LEAST_PATIENTS', 'workers_options', 'study_options', 'take_sample', 'tune_options', 'run_tune', 'write_tuned',
+           'rows_of', 'about_of']
 
 # %% ../nbs/67a_cli_tune.ipynb #28b69caa
 LEAST_PATIENTS = 8  # behind a weight that is shipped
@@ -63,17 +62,15 @@ def tune_options(sub: argparse.ArgumentParser) -> None:
 # %% ../nbs/67a_cli_tune.ipynb #ca7fb953
 def run_tune(args: argparse.Namespace) -> None:
     "`diffspect tune`"
-    from diffspect_nb.cli_study import save_figures, writable
+    from diffspect_nb import tuning
+    from diffspect_nb.cli_study import writable
     from diffspect_nb.cohort import FIRST_VALIDATION
     from diffspect_nb.core import InputError
-    from diffspect_nb.files import write_json
-    from diffspect_nb.tables import shipped_table
-    from diffspect_nb.tuning import SETTINGS, SWEEPS, Trial, plot_front, run_trials, shipped_with, tune_steps
     from diffspect_nb.work import workers_of
 
-    out, settings, started = writable(args.out), args.settings or SETTINGS, time.perf_counter()
-    _check(args.settings, SETTINGS, "--settings")
-    _check(args.sweeps, [sweep.name for sweep in SWEEPS[args.method]], "--sweeps")
+    out, settings, started = writable(args.out), args.settings or tuning.SETTINGS, time.perf_counter()
+    _check(args.settings, tuning.SETTINGS, "--settings")
+    _check(args.sweeps, [sweep.name for sweep in tuning.SWEEPS[args.method]], "--sweeps")
     if args.patients < 1:
         raise InputError(f"--patients must be at least 1, got {args.patients}")
     workers = workers_of(args.workers, args.dask)
@@ -81,23 +78,39 @@ def run_tune(args: argparse.Namespace) -> None:
         print(f"note: {args.patients} patient(s) are an example; {LEAST_PATIENTS} choose a weight", file=sys.stderr)
     patients, path = range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients), out / f"{args.method}.jsonl"
 
-    def run(trials: Sequence[Trial]) -> list[dict]:
-        rows = run_trials(path, patients, trials, args.prior, workers)
+    def run(trials: Sequence[tuning.Trial]) -> list[dict]:
+        rows = tuning.run_trials(path, patients, trials, args.prior, workers)
         for n, found in enumerate(rows, 1):
             spent = f"{time.perf_counter() - started:6.0f} s"
             who = f"patient {found[0]['patient']} ({n} of {len(patients)})"
             print(f"{spent}  {who}: {len(found)} trials", flush=True)
         return rows_of(path, patients)
 
-    for sweep, picked in tune_steps(args.method, patients, settings, run, args.sweeps):
+    for sweep, picked in tuning.tune_steps(args.method, patients, settings, run, args.sweeps):
         print(f"after {sweep.name}: " + "; ".join(f"{s} {change or 'as it is'}" for s, change in picked.items()))
-    table = shipped_with(shipped_table(args.method), picked, about_of(args, patients))
-    write_json(out / f"{args.method}.json", table)
-    save_figures(out, {"front.png": plot_front(rows_of(path, patients), picked)})
+    write_tuned(args, rows_of(path, patients), picked, about_of(args, patients))
+
+
+def write_tuned(args: argparse.Namespace, rows: list[dict], picked: dict[str, dict], about: dict) -> None:
+    "The table of weights, the front, and of the paper's walk the refit; the table also where walks read it (--ship)."
+    from diffspect_nb.cli_study import save_figures
+    from diffspect_nb.files import write_csv, write_json
+    from diffspect_nb.refit import plot_refit, refit_table
+    from diffspect_nb.tables import table_path
+    from diffspect_nb.tuning import plot_front, present_table, shipped_with
+
+    out, method, figures = Path(args.out), args.method, {"front.png": plot_front(rows, picked)}
+    table = shipped_with(present_table(method), picked, about)
+    written = [f"{method}.jsonl", f"{method}.json", "front.png"]
+    if method == "paper":
+        figures["refit.png"] = plot_refit(rows)
+        write_csv(out / "refit.csv", refit_table(rows))
+        written += ["refit.csv", "refit.png"]
+    write_json(out / f"{method}.json", table)
+    save_figures(out, figures)
     if args.ship:
-        write_json(Path(diffspect_nb.__file__).parent / "weights" / f"{args.method}.json", table)
-    where = f"{args.method}.jsonl, {args.method}.json and front.png to {out}"
-    print(f"wrote {where}{' and the table into the package' if args.ship else ''}")
+        write_json(table_path(method), table)
+    print(f"wrote {', '.join(written)} to {out}{' and the table into the package' if args.ship else ''}")
 
 
 def _check(asked: Sequence[str] | None, there: Sequence[str], option: str) -> None:

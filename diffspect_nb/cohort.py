@@ -64,11 +64,11 @@ from .system import Measurement, SystemMatrix, cache_path
 from .work import RETRIES, Workers, workers_of
 
 # %% auto #0
-__all__ = ['FIRST_VALIDATION', 'FIRST_TEST', 'SHARED_SEED', 'TERRITORIES', 'USUAL_DEFECT', 'FILE_VERSION', 'KEPT', 'UNUSUAL',
-           'Job', 'draw_mismatch', 'draw_counts', 'painter', 'held_out_study', 'training_study', 'simulated_study',
-           'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'activity_of', 'modelled_shell',
-           'Seen', 'seen_by_network', 'make_patient', 'make_mlem50', 'generator_fingerprint', 'Patients', 'Cohort',
-           'job_groups', 'make_missing', 'load_patients']
+__all__ = ['FIRST_VALIDATION', 'FIRST_TEST', 'SHARED_SEED', 'TERRITORIES', 'USUAL_DEFECT', 'FILE_VERSION', 'KEPT', 'SEEN',
+           'UNUSUAL', 'Job', 'draw_mismatch', 'draw_counts', 'painter', 'held_out_study', 'training_study',
+           'simulated_study', 'made_defects', 'simulated_patient', 'acquisitions', 'modelled_system', 'activity_of',
+           'modelled_shell', 'Seen', 'seen_by_network', 'make_patient', 'make_mlem50', 'generator_fingerprint',
+           'Patients', 'Cohort', 'job_groups', 'make_missing', 'load_patients']
 
 # %% ../nbs/15_cohort.ipynb #cd724659
 def draw_mismatch(
@@ -175,9 +175,7 @@ def simulated_patient(
 
 # %% ../nbs/15_cohort.ipynb #d1e9e5cb
 def acquisitions(study: Study, rng: np.random.Generator) -> list[list[Study]]:
-    """Eight acquisitions of one patient, grouped by views.
-
-    All views at full and three lower doses; two smaller sets of views, central or any, at full and one lower dose."""
+    "Eight of one patient by views: all, at full and three lower doses; two smaller sets, at full and one lower dose."
 
     def dose(low):
         return float(np.exp(rng.uniform(np.log(low), np.log(0.7))))
@@ -226,10 +224,11 @@ class Seen:
     about: tuple[int, float]  # views, dose
 
 
-def seen_by_network(study: Study, seed: int, device: str | torch.device = "cpu") -> list[Seen]:
-    "The eight acquisitions of a training patient; those of the same views are reconstructed as one stack."
-    system, shell, found = modelled_system(study, device), modelled_shell(study, device), []
-    for group in acquisitions(study, np.random.default_rng([seed, 2])):
+def seen_by_network(groups: list[list[Study]], device: str | torch.device = "cpu") -> list[Seen]:
+    "Acquisitions of one training patient, the full one first; those of the same views are reconstructed as one stack."
+    study, found = groups[0][0], []
+    system, shell = modelled_system(study, device), modelled_shell(study, device)
+    for group in groups:
         counts, views = torch.stack([s.projections for s in group]), group[0].views
         measured, n = Measurement(system.keep_views(views), counts), len(views)
         measured = replace(measured, background=counts_from_beyond(measured, shell.keep_views(views)))
@@ -246,17 +245,22 @@ def make_patient(
     path: Path, seed: int, study: Study, heart: str | None = None, device: str | torch.device = "cpu"
 ) -> None:
     "Write what training needs of one patient; activities in units of normal myocardium."
-    truth, seen, photons = activity_of(study), seen_by_network(study, seed, device), study.meta["photons_per_activity"]
+    truth = activity_of(study)
+    seen = seen_by_network(acquisitions(study, np.random.default_rng([seed, 2])), device)
     healthy = painter(seed, heart, defects=[])(study.grid).activity
     deficit = moving(healthy, study.grid, Mismatch(**study.meta["mismatch"])) - truth
+    images = {"early": torch.stack([s.early for s in seen]), "late": torch.stack([s.late for s in seen])}
+    taken = deficit.clamp(0, 1).half()  # what the defects took away
+    _write_patient(path, study, seen, images | {"truth": truth.half(), "deficit": taken})
+
+
+def _write_patient(path: Path, study: Study, seen: list[Seen], tensors: dict[str, Tensor]) -> None:
+    "Images beside what every training needs: CT, heart, and the scale of each acquisition."
     assert study.mu is not None
-    tensors = {
-        "truth": truth.half(),
-        "deficit": deficit.clamp(0, 1).half(),  # what the defects took away
+    photons = study.meta["photons_per_activity"]
+    tensors = tensors | {
         "mu": study.mu.half(),
         "heart": torch.zeros(study.grid.shape, dtype=torch.bool) if study.heart is None else study.heart,
-        "early": torch.stack([s.early for s in seen]),
-        "late": torch.stack([s.late for s in seen]),
         "ratio": torch.tensor([s.scale * photons for s in seen]),  # network's scale ÷ activity
         "acquisition": torch.tensor([s.about for s in seen]),
     }
@@ -266,21 +270,18 @@ def make_patient(
 
 
 def make_mlem50(path: Path, study: Study, device: str | torch.device = "cpu") -> None:
-    "Write the full-dose MLEM-50 label of a training patient (activity units) beside its other images."
+    "Write the full-dose MLEM-50 label of a training patient (activity units), with the full dose alone as seen."
     image = mlem(Measurement(modelled_system(study, device), study.projections), 50).cpu()
     label = (image / study.meta["photons_per_activity"]).clamp_max(4 * CEILING)
-    with atomic_path(path) as tmp:
-        save_file({"mlem50": label.half().contiguous()}, tmp)
+    _write_patient(path, study, seen_by_network([[study]], device), {"mlem50": label.half()})
 
 # %% ../nbs/15_cohort.ipynb #e15d5d93
-FILE_VERSION = 3  # of a patient's file
+FILE_VERSION = 4  # of a patient's file
 
 
 @lru_cache(maxsize=1)
 def generator_fingerprint() -> str:
-    """Hash of what the recipe draws and of how it is acquired: changes when the patients do.
-
-    Three patients on a coarse grid, rounded, so that no comment and no last digit changes it."""
+    "Hash of what the recipe draws (three patients, rounded) and how it is acquired: changes when the patients do."
     drawn = [painter(seed)(tiny_grid()) for seed in range(3)]
     rounded = [np.round(image.numpy() * 200).astype(np.int16).tobytes() for p in drawn for image in (p.activity, p.mu)]
     ranges = [(r.low, r.high) for r in (PATIENT_RANGES | SCANNER_RANGES | ACQUISITION_RANGES).values()]
@@ -289,7 +290,8 @@ def generator_fingerprint() -> str:
     return hashlib.sha256(b"".join([*rounded, repr((rule, seen)).encode()])).hexdigest()
 
 # %% ../nbs/15_cohort.ipynb #1d4822de
-KEPT = ("mu", "heart", "deficit", "early", "late", "ratio", "acquisition")  # of a patient's file, beside the label
+KEPT = ("mu", "heart", "ratio", "acquisition")  # of a patient's file, beside the label
+SEEN = ("deficit", "early", "late")  # likewise, where the acquisitions' images are wanted
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,9 @@ class Patients:
     label: Tensor  # (n, z, y, x), float16, activity (normal myocardium = 1)
     ct: Tensor  # (n, z, y, x), float16, μ in units of water's
     heart: Tensor  # (n, z, y, x), bool
-    deficit: Tensor  # (n, z, y, x), float16, activity that the defects took away
+    deficit: (
+        Tensor  # (n, z, y, x), float16, activity that the defects took away; this and the next: (n, 0) if not `seen`
+    )
     early: Tensor  # (n, acquisition, z, y, x), float16, network's scale
     late: Tensor  # likewise
     ratio: Tensor  # (n, acquisition): network's scale ÷ activity, as each acquisition's own scale has it
@@ -307,7 +311,7 @@ class Patients:
 
     def to(self, device: str | torch.device) -> Patients:
         "The same patients on another device: 9 MB each."
-        return Patients(**{name: getattr(self, name).to(device) for name in ("label", "ct", *KEPT[1:])})
+        return Patients(**{name: getattr(self, name).to(device) for name in ("label", "ct", *KEPT[1:], *SEEN)})
 
 # %% ../nbs/15_cohort.ipynb #bb967546
 UNUSUAL = {"hypertrophic": 0.6, "dilated": 0.2, "small": 0.2}  # rare kinds of heart, and their shares among these
@@ -324,6 +328,7 @@ class Cohort:
     grid: ImageGrid = field(default_factory=ImageGrid)
     unusual: float = 0.0  # share of patients whose heart is not drawn but made `UNUSUAL`
     scanners: int = 4  # "real" ones that acquire the patients in turn
+    seen: bool = True  # with the images of eight acquisitions; False: a network that looks at none of them learns here
 
     @property
     def seeds(self) -> range:
@@ -338,7 +343,7 @@ class Cohort:
         return cache_dir() / f"cohort-{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}"
 
     def path(self, seed: int, label: str = "truth") -> Path:
-        "File of one patient; the MLEM-50 label, which takes as long as all the rest, has its own."
+        "File of one patient; one with the MLEM-50 label and the full dose alone takes half as long and is another."
         parts = [f"{seed:06d}", self.heart(seed), "mlem50" if label == "mlem50" else None]
         return self.folder / ("-".join(part for part in parts if part) + ".safetensors")
 
@@ -348,8 +353,8 @@ class Cohort:
         return str(rng.choice(list(UNUSUAL), p=list(UNUSUAL.values()))) if rng.random() < self.unusual else None
 
     def missing(self, label: str = "truth") -> list[Job]:
-        "What has yet to be made: each patient, and its MLEM-50 image if that is the label."
-        kinds = dict.fromkeys(["truth", label])
+        "What has yet to be made: each patient's acquisitions, if they are to be seen, and its label."
+        kinds = dict.fromkeys(["truth", label] if self.seen else [label])
         return [(seed, kind) for kind in kinds for seed in self.seeds if not self.path(seed, kind).exists()]
 
     def make(
@@ -421,19 +426,24 @@ def make_missing(cohort: Cohort, label: str, workers: Workers | None, device: st
     raise InputError(f"{first}: not made; a process was lost {RETRIES + 1} times (out of memory?): use fewer workers")
 
 # %% ../nbs/15_cohort.ipynb #a7caed0d
+def _read_patient(cohort: Cohort, seed: int, label: str) -> dict[str, Tensor]:
+    "Tensors of one patient; the label's is `label`."
+    with safe_open(cohort.path(seed, "truth" if cohort.seen else label), framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in (*KEPT, *(SEEN if cohort.seen else ()))}
+    with safe_open(cohort.path(seed, label), framework="pt") as file:
+        return found | {"label": file.get_tensor(label)}
+
+
 def load_patients(cohort: Cohort, label: str) -> Patients:
     "What `Cohort.load` does."
-    found: dict[str, list[Tensor]] = {name: [] for name in ("label", *KEPT)}
+    read = []
     for seed in cohort.seeds:
         try:
-            with safe_open(cohort.path(seed), framework="pt") as file:
-                for name in KEPT:
-                    found[name].append(file.get_tensor(name))
-            with safe_open(cohort.path(seed, label), framework="pt") as file:
-                found["label"].append(file.get_tensor(label))
+            read.append(_read_patient(cohort, seed, label))
         except (OSError, SafetensorError) as e:
             rule = f"patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first"
-            raise InputError(f"{cohort.path(seed)}: {rule}") from None
-    stacked = {name: torch.stack(parts) for name, parts in found.items()}
+            raise InputError(f"{cohort.path(seed, 'truth' if cohort.seen else label)}: {rule}") from None
+    stacked = {name: torch.stack([own[name] for own in read]) for name in read[0]}
+    stacked |= {name: torch.zeros(cohort.n, 0) for name in SEEN if name not in stacked}
     mu = stacked.pop("mu")
     return Patients(ct=relative_to_water(mu.float()).half(), **stacked)

@@ -15,16 +15,26 @@ import diffspect_nb
 from .files import read_json
 
 # %% auto #0
-__all__ = ['Row', 'ALL_VIEWS', 'shipped_table', 'interpolated']
+__all__ = ['Row', 'ALL_VIEWS', 'table_path', 'has_table', 'shipped_table', 'interpolated']
 
 # %% ../nbs/18_tables.ipynb #d7bc842c
 Row = dict[str, float]  # weight → value
 
 
+def table_path(method: str) -> Path:
+    "Where the table of a walk ships."
+    return Path(diffspect_nb.__file__).parent / "weights" / f"{method}.json"
+
+
+def has_table(method: str) -> bool:
+    "Whether a walk has been tuned."
+    return table_path(method).exists()
+
+
 @lru_cache
 def shipped_table(method: str) -> dict:
     "A walk's table as `diffspect tune` wrote it: `about`, and `weights` by setting."
-    return read_json(Path(diffspect_nb.__file__).parent / "weights" / f"{method}.json")
+    return read_json(table_path(method))
 
 # %% ../nbs/18_tables.ipynb #a3ad3146
 ALL_VIEWS = 19  # behind `views N`

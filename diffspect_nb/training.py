@@ -133,7 +133,8 @@ class TrainConfig:
     @property
     def cohort(self) -> Cohort:
         "The patients this run learns from."
-        return Cohort(self.n_studies, self.first_seed, self.scanner, self.grid, self.unusual, self.scanners)
+        who = self.n_studies, self.first_seed, self.scanner, self.grid, self.unusual, self.scanners
+        return Cohort(*who, seen=isinstance(self.network, VolumeConfig))
 
 # %% ../nbs/16_training.ipynb #f9f2aca2
 @dataclass(frozen=True)

@@ -22,21 +22,24 @@ from .cohort import generator_fingerprint, held_out_study
 from .core import InputError
 from .files import cache_dir
 from .metrics import contrast_errors, defect_regions, masks_of, psnr
+from .mlem import mlem
 from .prior import Prior, pretrained
 from .reconstruction import Beginning, beginning_steps, outcome, reconstruct
 from .sampler import AnchoredWeights, PaperWeights, Weights, settings_of
 from .study import Study, reduced
 from .surroundings import surrounded
+from .tables import ALL_VIEWS, has_table, shipped_table
 from .work import Workers, read_rows, run_units
 
 # %% auto #0
-__all__ = ['SETTINGS', 'DECIBELS_PER_CONTRAST', 'SWEEPS', 'KINDS', 'Sweep', 'validation_study', 'Trial', 'patient_trials',
-           'run_trials', 'merit', 'gains_of', 'chosen', 'tune_steps', 'points_of', 'front_of', 'plot_front',
-           'shipped_with']
+__all__ = ['SETTINGS', 'DECIBELS_PER_CONTRAST', 'GROWTH', 'SWEEPS', 'KINDS', 'Sweep', 'validation_study', 'Trial',
+           'patient_trials', 'run_trials', 'merit', 'gains_of', 'chosen', 'tune_steps', 'points_of', 'front_of',
+           'plot_front', 'present_table', 'shipped_with']
 
 # %% ../nbs/51_tuning.ipynb #d45092da
 SETTINGS = (*(f"counts {c}" for c in COUNTS), *(f"views {v}" for v in VIEWS))
 DECIBELS_PER_CONTRAST = 50.0  # what an error of 1 in contrast is worth
+GROWTH = 3  # times that a grid is prolonged whose best value stands at its end
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,20 @@ class Sweep:
         tried = [round(v) if whole else float(f"{v:.3g}") for v in tried]
         return [v for v in dict.fromkeys(tried) if setting.low <= v <= setting.high]
 
+    def beyond(self, weights: Weights, best: float, tried: Sequence[float]) -> float | None:
+        "What to try next where the best so far lies at an end of the grid: twice or half of it; None: no further."
+        setting, low, high = settings_of(weights)[self.name], min(tried), max(tried)
+        if isinstance(getattr(type(weights), self.name), int) or low < best < high or best == 0:
+            return None
+        further = float(f"{best * 2 if best == high else best / 2:.3g}")
+        return further if setting.low <= further <= setting.high else None
+
 
 SWEEPS = {
     "anchored": (Sweep("anchor", (0.25, 0.5, 2.0)), Sweep("updates", (0.5, 2.0)), Sweep("start", (0.8, 1.25))),
     "paper": (
-        Sweep("lambda_dps", (0.25, 0.5, 2.0, 4.0)),
-        Sweep("lambda_mlem", (0.25, 0.5, 2.0, 4.0)),
+        Sweep("lambda_dps", (0.0, 0.25, 0.5, 2.0, 4.0)),
+        Sweep("lambda_mlem", (0.0, 0.25, 0.5, 2.0, 4.0)),
         Sweep("tv_weight", (0.0, 0.5, 2.0)),
     ),
 }
@@ -97,6 +108,7 @@ def patient_trials(patient: int, trials: Sequence[Trial], prior: str | None = No
     "A row for every trial on one validation patient: decibels, error of contrast, deviance and seconds."
     study, rows = validation_study(patient), []
     assert study.truth is not None
+    references = {"db": study.truth, "mlem50_db": mlem(surrounded(study).measurement(), 50)}
     masks, regions = masks_of(study), defect_regions(study)
     begun: dict[tuple, tuple[Study, Beginning]] = {}
     for trial in trials:
@@ -112,9 +124,11 @@ def patient_trials(patient: int, trials: Sequence[Trial], prior: str | None = No
         started = time.perf_counter()
         result = reconstruct(low, weights, _prior(prior or kind.prior), beginning=beginning)
         row = trial.about(patient) | {"seconds": round(time.perf_counter() - started, 2)}
-        row |= {
-            f"{m.replace(' ', '_')}_db": round(psnr(result.image, study.truth, where), 4) for m, where in masks.items()
-        }
+        row |= {"count_level": round(low.count_level, 5)}
+        row |= {sweep.name: getattr(weights, sweep.name) for sweep in SWEEPS[trial.method]}
+        for what, reference in references.items():
+            found = {f"{m.replace(' ', '_')}_{what}": psnr(result.image, reference, at) for m, at in masks.items()}
+            row |= {name: round(db, 4) for name, db in found.items()}
         errors = contrast_errors(result.image, study, regions)
         row |= {"defect_error": round(float(np.mean(errors)), 5) if errors else None}
         rows.append(row | {"reduced_deviance": round(result.support.reduced, 4)})
@@ -144,7 +158,11 @@ def _key(row: dict) -> tuple:
 
 # %% ../nbs/51_tuning.ipynb #2b56a619
 def merit(row: dict) -> float:
-    "Both aims in decibels: PSNR in the heart less what the error of contrast is worth."
+    """Both aims in decibels: PSNR in the heart less what the error of contrast is worth.
+
+    Of the paper's walk, by the paper's criterion: PSNR against the full-dose MLEM-50 image, field of view and heart."""
+    if row.get("method") == PaperWeights.method:
+        return 0.5 * (row["heart_mlem50_db"] + row["field_of_view_mlem50_db"])
     return row["heart_db"] - DECIBELS_PER_CONTRAST * (row["defect_error"] or 0.0)
 
 
@@ -174,10 +192,23 @@ def tune_steps(
     first = {s: KINDS[method].for_study(reduced(validation_study(patients[0]), s, patients[0])) for s in settings}
     for sweep in (sweep for sweep in SWEEPS[method] if only is None or sweep.name in only):
         tried = {s: [present[s] | {sweep.name: v} for v in sweep.values(first[s])[1:]] for s in settings}
-        trials = [Trial(method, s, change) for s in settings for change in (present[s], *tried[s])]
-        rows = run(trials)
+        for _ in range(1 + GROWTH):
+            rows = run([Trial(method, s, change) for s in settings for change in (present[s], *tried[s])])
+            further = {s: _beyond(rows, s, sweep, first[s], [present[s], *tried[s]]) for s in settings}
+            if all(value is None for value in further.values()):
+                break
+            for s, value in further.items():
+                tried[s] += [] if value is None else [present[s] | {sweep.name: value}]
         present = {s: chosen(rows, s, present[s], tried[s]) for s in settings}
         yield sweep, present
+
+
+def _beyond(rows: Sequence[dict], setting: str, sweep: Sweep, first: Weights, changes: Sequence[dict]) -> float | None:
+    "The next value of a grid whose best stands at its end."
+    values = [change.get(sweep.name, getattr(first, sweep.name)) for change in changes]
+    gains = [gains_of(rows, setting, changes[0], change) for change in changes]
+    best = max(range(len(changes)), key=lambda i: np.mean(gains[i] or [-np.inf]))
+    return sweep.beyond(first, values[best], values)
 
 # %% ../nbs/51_tuning.ipynb #3f0d6efe
 def points_of(rows: Sequence[dict], setting: str) -> dict[str, tuple[float, float]]:
@@ -222,6 +253,19 @@ def plot_front(rows: Sequence[dict], picked: dict[str, dict]) -> plt.Figure:
     return fig
 
 # %% ../nbs/51_tuning.ipynb #dfe80ece
+def present_table(method: str) -> dict:
+    "What a walk takes today at every setting: the table that ships, else the weights that sweeps try."
+    if has_table(method):
+        return shipped_table(method)
+    found = {}
+    for setting in SETTINGS:
+        what, number = setting.split()
+        share = 1.0 if what == "counts" else int(number) / ALL_VIEWS
+        weights = KINDS[method].for_level(float(number) if what == "counts" else share, share)
+        found[setting] = {sweep.name: getattr(weights, sweep.name) for sweep in SWEEPS[method]}
+    return {"about": {}, "weights": found}
+
+
 def shipped_with(table: dict, picked: dict[str, dict], about: dict[str, Any]) -> dict:
     "The method's table of weights by setting (see `sampler.shipped_table`) with the changes that were chosen."
     by_setting = {s: row | {k: v for k, v in picked.get(s, {}).items()} for s, row in table["weights"].items()}

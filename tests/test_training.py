@@ -59,8 +59,9 @@ SUPPORT = torch.ones(tiny_grid().shape, dtype=torch.bool)
 
 @pytest.fixture(scope="module")
 def cohort(shared_cache):
-    list(CONFIG.cohort.make("mlem50", workers=1))
-    return CONFIG.cohort
+    seen = replace(CONFIG.cohort, seen=True)
+    list(seen.make("mlem50", workers=1))
+    return seen
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -149,6 +150,23 @@ def test_a_cohort_is_made_once_and_resumed(cohort):
     assert float(patients.late.max()) <= 8 and 0.2 < float(patients.ratio.min()) and float(patients.ratio.max()) < 5
     assert not torch.equal(patients.label, cohort.load("truth").label)
     assert Cohort(1).folder != cohort.folder
+
+
+def test_a_network_that_looks_at_nothing_learns_from_labels_alone(cohort):
+    "Half the work: no other acquisition is made, and what is learned from is the same."
+    alone = replace(cohort, seen=False)
+    assert CONFIG.cohort == alone and VOLUMES.cohort.seen
+    cohort.path(0).rename(aside := cohort.path(0).with_suffix(".aside"))
+    try:
+        assert not alone.missing("mlem50") and cohort.missing("mlem50") == [(0, "truth")]
+        labels = alone.load("mlem50")
+    finally:
+        aside.rename(cohort.path(0))
+    whole = cohort.load("mlem50")
+    for name in ("label", "ct", "heart"):
+        assert torch.equal(getattr(labels, name), getattr(whole, name))
+    torch.testing.assert_close(labels.ratio, whole.ratio[:, :1], rtol=1e-4, atol=0)
+    assert torch.equal(labels.acquisition, whole.acquisition[:, :1]) and labels.early.shape == (2, 0)
 
 
 def test_rare_hearts_are_added_to_a_cohort_without_touching_the_others(cohort):

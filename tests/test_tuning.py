@@ -11,10 +11,26 @@ import pytest
 from conftest import ROOT
 
 from diffspect_nb import tuning
+from diffspect_nb.cohort import simulated_study
 from diffspect_nb.core import InputError
-from diffspect_nb.sampler import AnchoredWeights
+from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.refit import cost_of, grid_of, plot_refit, refit_table, trend
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights
 from diffspect_nb.tables import interpolated, shipped_table
-from diffspect_nb.tuning import SETTINGS, SWEEPS, Sweep, Trial, chosen, front_of, plot_front, points_of, run_trials
+from diffspect_nb.tuning import (
+    SETTINGS,
+    SWEEPS,
+    Sweep,
+    Trial,
+    chosen,
+    front_of,
+    merit,
+    plot_front,
+    points_of,
+    present_table,
+    run_trials,
+    tune_steps,
+)
 
 
 def test_the_table_has_every_setting_and_is_what_walks_take():
@@ -76,6 +92,82 @@ def test_the_front():
     assert len(plot_front(rows, {"views 9": {"anchor": 0.5}}).axes) == 4
     with pytest.raises(InputError, match="no trial"):
         points_of(rows, "views 3")
+
+
+def paper_row(patient: int, setting: str, change: dict, value: float, decibels: float) -> dict:
+    about = {"patient": patient, "method": "paper", "setting": setting, "change": json.dumps(change)}
+    about |= {"lambda_dps": value, "count_level": float(setting.split()[1]), "defect_error": 0.1}
+    return about | {"heart_db": 0.0, "heart_mlem50_db": decibels + 1, "field_of_view_mlem50_db": decibels - 1}
+
+
+def test_the_papers_walk_is_judged_by_its_own_reference():
+    assert merit(paper_row(0, "counts 0.1", {}, 0.1, 25.0)) == 25.0
+    assert merit({"heart_db": 20.0, "defect_error": 0.1}) == 15.0
+
+
+@pytest.mark.parametrize("top", [0.024, 0.4, 0.0])
+def test_a_grid_grows_until_the_best_is_inside(top, monkeypatch):
+    "Published at 1 %: 0.024. The best is there, beyond four times it, or nothing at all."
+    monkeypatch.setattr(tuning, "validation_study", lambda seed: simulated_study(1, "tiny", tiny_grid()))
+
+    def run(trials: list[Trial]) -> list[dict]:
+        rows = []
+        for trial in trials:
+            value = trial.change.get("lambda_dps", PaperWeights.for_level(0.01).lambda_dps)
+            lost = abs(np.log(max(value, 1e-3) / max(top, 1e-3)))
+            rows += [paper_row(p, trial.setting, trial.change, value, 20 - lost + 0.01 * p) for p in range(8)]
+        return rows
+
+    ((sweep, picked),) = tune_steps("paper", [1], ["counts 0.01"], run, ["lambda_dps"])
+    found = picked["counts 0.01"].get("lambda_dps", PaperWeights.for_level(0.01).lambda_dps)
+    assert sweep.name == "lambda_dps" and found == pytest.approx(top, rel=0.35, abs=1e-9)
+
+
+def test_a_grid_ends_at_the_weights_limits():
+    sweep, weights = Sweep("lambda_mlem", (0.5, 2.0)), PaperWeights(lambda_mlem=0.4)
+    assert sweep.beyond(weights, 0.8, [0.2, 0.4, 0.8]) is None and sweep.beyond(weights, 0.4, [0.2, 0.4, 0.8]) is None
+    assert sweep.beyond(weights, 0.2, [0.2, 0.4, 0.8]) == 0.1
+    assert Sweep("steps", (2.0,)).beyond(weights, 50, [25, 50]) is None
+
+
+def test_a_walk_without_a_table_is_tuned_from_what_it_takes():
+    table = present_table("paper")["weights"]
+    assert list(table) == list(SETTINGS)
+    assert table["counts 0.05"]["lambda_dps"] == pytest.approx(PaperWeights.for_level(0.05).lambda_dps)
+    assert table["views 9"]["lambda_mlem"] == pytest.approx(PaperWeights.for_level(9 / 19).lambda_mlem)
+    assert present_table("anchored") == shipped_table("anchored")
+
+
+def refit_rows(noise: float) -> list[dict]:
+    "λ_dps best at C, costing 0.5 dB for a factor of two; patients differ by what they disagree on."
+    rng, rows = np.random.default_rng(0), []
+    for c in (0.05, 0.1, 0.2, 0.4):
+        for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
+            for p in range(8):
+                db = 25 - 0.5 * np.log2(factor) ** 2 + noise * rng.normal()
+                change = {} if factor == 1 else {"lambda_dps": c * factor}
+                rows.append(paper_row(p, f"counts {c}", change, c * factor, db))
+    return rows
+
+
+def test_the_refit_finds_the_tops_their_bands_and_the_trend():
+    rows = refit_rows(0.02)
+    table = [line for line in refit_table(rows) if line["weight"] == "lambda_dps"]
+    assert [line["best"] for line in table] == pytest.approx([0.05, 0.1, 0.2, 0.4])
+    for line in table:
+        assert line["low"] == line["high"] == line["best"] and line["inside"] and line["patients"] == 8
+        assert line["cost_of_half"] == pytest.approx(0.5, abs=0.05) == line["cost_of_double"]
+        assert line["half_low"] < line["cost_of_half"] < line["half_high"]
+        published = PaperWeights.for_level(line["count_level"]).lambda_dps
+        assert line["published"] == pytest.approx(published)
+    slope = np.polyfit(np.log([0.05, 0.1, 0.2, 0.4]), [0.05, 0.1, 0.2, 0.4], 1)[0]
+    assert trend(rows, "lambda_dps") == pytest.approx((slope,) * 3)
+    unsure = [line for line in refit_table(refit_rows(2.0)) if line["weight"] == "lambda_dps"]
+    assert any(line["low"] < line["high"] for line in unsure)
+    assert len(plot_refit(rows).axes) == 3
+    assert cost_of(grid_of(rows, "counts 0.05", "lambda_dps"), 3.0) is None
+    with pytest.raises(InputError, match="no sweep of tv_weight"):
+        grid_of(rows, "counts 0.05", "tv_weight")
 
 
 def test_trials_are_resumed_and_appended_once(tmp_path, monkeypatch):
