@@ -1,10 +1,10 @@
 """The live page's prior, made again, and the sliders it is shipped with.
 
-`python benchmarks/live.py train [--config benchmarks/live.json] [--folder DIR] [--ship]` trains the small prior, and may
-be stopped and called again; `--ship` puts it, and the page's patients, where the library finds them.
+`python benchmarks/live.py train [--config benchmarks/live.json] [--folder DIR] [--ship]` trains the small prior; it may
+be stopped and called again; `--ship` puts the prior and the page's patients where the library finds them.
 `python benchmarks/live.py grid [--patients 8] [--csv benchmarks/live.csv]` moves one slider at a time from the shipped
-values, on validation patients 0 … n − 1 of the page, at 5 % of the counts with nine views: PSNR of the heart against the
-truth and reduced deviance. Rows that the CSV has already are not computed again. The best value of each slider stands at
+values, on the first patients of the page (validation), at 5 % of the counts with nine views: PSNR of the heart against
+the truth, and reduced deviance. Rows that the CSV has are not computed again. The best value of each slider stands at
 the end, with the mean over the patients; it must lie inside the range."""
 
 import argparse
@@ -34,9 +34,9 @@ from diffspect_nb.prior import pretrained
 from diffspect_nb.training import CHECKPOINT
 
 GRID = {
-    ("paper", "lambda_dps"): (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6),
-    ("paper", "lambda_mlem"): (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6),
-    ("paper", "tv_weight"): (0.0, 0.002, 0.006, 0.01, 0.02, 0.04, 0.1),
+    ("paper", "lambda_dps"): (0.0, 0.05, 0.1, 0.2, 0.3, 0.6),
+    ("paper", "lambda_mlem"): (0.0, 0.05, 0.1, 0.2, 0.3, 0.6),
+    ("paper", "tv_weight"): (0.0, 0.005, 0.01, 0.02, 0.05, 0.1),
     ("anchored", "anchor"): (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0),
 }
 COLUMNS = ("patient", "dose", "views", "walk", "setting", "value", "psnr_db", "deviance")

@@ -1,9 +1,9 @@
 """What the live page costs a reader: `python benchmarks/live_page.py [--walks 200]`, beside an otherwise idle machine.
 
-In a headless Chromium, from a plain file server: bytes of the first visit; seconds of a walk of 25 steps with its gradient
-(median of 10), of the anchored walk, and to the first step; whether 60 slider events in 3 s end in one image of the last
-value; the longest task of the page's own thread; memory of its process before and after many short walks. With each
-figure stands the machine's load, since every other process makes them worse."""
+In a headless Chromium, from a plain file server: bytes of the first visit; seconds of a walk of 25 steps with its
+gradient (median of 10), of the anchored walk, and to the first step; whether 60 slider events in 3 s end in one image
+of the last value; the longest task of the page's own thread; memory of its process before and after many short walks.
+The machine's load stands below, since every other process makes these figures worse."""
 
 import argparse
 import json
