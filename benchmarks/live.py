@@ -27,17 +27,17 @@ from diffspect_nb.live import (
     live_scores,
     live_steps,
     make_patients,
-    shipped_patients,
+    shipped,
     train_live,
 )
 from diffspect_nb.prior import pretrained
 from diffspect_nb.training import CHECKPOINT
 
 GRID = {
-    ("paper", "lambda_dps"): (0.0, 0.05, 0.1, 0.2, 0.3, 0.6),
-    ("paper", "lambda_mlem"): (0.0, 0.05, 0.1, 0.2, 0.3, 0.6),
-    ("paper", "tv_weight"): (0.0, 0.005, 0.01, 0.02, 0.05, 0.1),
-    ("anchored", "anchor"): (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0),
+    ("paper", "lambda_dps"): (0.0, 0.1, 0.2, 0.3, 0.6),
+    ("paper", "lambda_mlem"): (0.0, 0.1, 0.2, 0.4, 0.6),
+    ("paper", "tv_weight"): (0.0, 0.002, 0.004, 0.01, 0.03),
+    ("anchored", "anchor"): (0.001, 0.002, 0.005, 0.02, 0.1),
 }
 COLUMNS = ("patient", "dose", "views", "walk", "setting", "value", "psnr_db", "deviance")
 
@@ -49,8 +49,8 @@ def train(config: Path, folder: Path, ship: bool) -> None:
         if step.index % 100 == 0:
             print(f"{step.index} of {step.total}: {step.scalars['loss']:.4f}", flush=True)
     if ship:
-        shutil.copy(folder / CHECKPOINT, shipped_patients().parents[1] / "weights" / "live.safetensors")
-        make_patients(shipped_patients())
+        shutil.copy(folder / CHECKPOINT, shipped("prior"))
+        make_patients(shipped("patients"))
 
 
 def rows(prior: str, patients: int, known: set[tuple]) -> Iterator[dict]:
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--patients", type=int, default=8)
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("live.csv"))
-    parser.add_argument("--prior", default="live", help="name of a shipped prior, or a .safetensors file")
+    parser.add_argument("--prior", default=str(shipped("prior")), help="a .safetensors file; default: the shipped one")
     args = parser.parse_args()
     if args.what == "train":
         return train(args.config, args.folder, args.ship)

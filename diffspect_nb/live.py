@@ -43,8 +43,8 @@ from .training import CHECKPOINT, Batch, check_fields, from_fields, noise_object
 __all__ = ['EDGE', 'VOXEL_MM', 'FIELD_MM', 'N_VIEWS', 'PIXELS', 'N_SLICES', 'FULL_COUNTS', 'LIVE_NETWORK', 'STROKES', 'Stroke',
            'HEART_PIXELS', 'UNIT', 'PAPER', 'ANCHORED', 'live_scanner', 'live_grid', 'live_field', 'live_system',
            'spread_views', 'Slab', 'live_slab', 'live_expected', 'live_scale', 'LiveConfig', 'live_cohort',
-           'train_live', 'live_noise', 'live_counts', 'draw_strokes', 'shipped_patients', 'make_patients',
-           'live_patients', 'LiveState', 'LiveAcquisition', 'live_acquisition', 'tv_in_plane', 'live_denoiser',
+           'train_live', 'live_noise', 'live_counts', 'draw_strokes', 'shipped', 'make_patients', 'live_patients',
+           'LiveState', 'LiveAcquisition', 'live_acquisition', 'tv_in_plane', 'live_prior', 'live_denoiser',
            'live_steps', 'noise_deviance', 'live_scores', 'live_figure']
 
 # %% ../nbs/64a_live.ipynb #64a00006
@@ -304,9 +304,9 @@ HEART_PIXELS = 3  # by which the wall grows to the region in which the heart is 
 UNIT = 3 / 255  # of shipped activities: 3 times normal myocardium is the most
 
 
-def shipped_patients() -> Path:
-    "File of the patients that the page shows."
-    return Path(diffspect_nb.__file__).parent / "normals" / "live.safetensors"
+def shipped(name: str) -> Path:
+    "File of the page's `prior` or `patients`."
+    return Path(diffspect_nb.__file__).parent / "page" / f"{name}.safetensors"
 
 
 def make_patients(path: Path, n: int = 24, first_seed: int = FIRST_VALIDATION) -> None:
@@ -325,14 +325,14 @@ def make_patients(path: Path, n: int = 24, first_seed: int = FIRST_VALIDATION) -
 @lru_cache(maxsize=1)
 def live_patients(path: Path | None = None) -> dict[str, Tensor]:  # activity, wall (share), heart (bool): (n, y, x)
     "The patients of a file; default: those that the page shows."
-    with safe_open(path or shipped_patients(), framework="pt") as file:
+    with safe_open(path or shipped("patients"), framework="pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}
     wall = kept["wall"].float() / 255
     return {"activity": kept["activity"].float() * UNIT, "wall": wall, "heart": kept["heart"] > 0}
 
 # %% ../nbs/64a_live.ipynb #64a00024
-PAPER = {"lambda_dps": 0.2, "lambda_mlem": 0.1, "tv_weight": 0.01}  # see benchmarks/live.csv
-ANCHORED = {"anchor": 0.05}
+PAPER = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.004}  # see benchmarks/live.csv
+ANCHORED = {"anchor": 0.005}
 
 
 @dataclass(frozen=True)
@@ -399,9 +399,14 @@ def tv_in_plane(image: Tensor, weight: float) -> Tensor:  # (1, y, x)
     return image.contiguous()
 
 
+def live_prior() -> Prior:
+    "The small prior that is shipped."
+    return pretrained(str(shipped("prior")))
+
+
 def live_denoiser(prior: Prior | None = None) -> Denoiser:
     "The small prior's denoiser in single precision, as the page has it; default: the shipped one."
-    prior = prior or pretrained("live")
+    prior = prior or live_prior()
     return Denoiser(prior.net, None, prior.schedule, (0.0, CEILING), torch.float32)
 
 

@@ -25,9 +25,10 @@ from diffspect_nb.live import (
     live_figure,
     live_grid,
     live_patients,
+    live_prior,
     live_system,
 )
-from .prior import RECOVERY, Prior, around_heart, pretrained
+from .prior import RECOVERY, Prior, around_heart
 from .slice_network import SliceUNet, position_embedding
 from .sparse import SparseMatrix
 from .viewer import STATIC, color_table, with_picture
@@ -56,7 +57,7 @@ def _matrix_tensors(kept: SparseMatrix) -> dict[str, Tensor]:
 
 def live_bundle(prior: Prior | None = None) -> bytes:
     "Everything that the page computes with, as one safetensors file; default: the shipped prior."
-    net = (prior or pretrained("live")).net
+    net = (prior or live_prior()).net
     assert isinstance(net, SliceUNet)
     kept, patients = live_system().kept, live_patients()
     assert isinstance(kept, SparseMatrix)

@@ -25,18 +25,19 @@ from diffspect_nb.live import (
     live_denoiser,
     live_grid,
     live_patients,
+    live_prior,
     live_scanner,
     live_scores,
     live_steps,
     live_system,
     make_patients,
-    shipped_patients,
+    shipped,
     spread_views,
     train_live,
     tv_in_plane,
 )
 from diffspect_nb.live_page import LiveWidget, write_live_page
-from diffspect_nb.prior import load_checkpoint, pretrained
+from diffspect_nb.prior import load_checkpoint
 from diffspect_nb.sampler import AnchoredWeights, PaperWeights, tv_along_z
 from diffspect_nb.slice_network import UNetConfig
 from diffspect_nb.system import adjoint_gap
@@ -130,8 +131,8 @@ def test_a_state_is_checked_and_comes_back_from_json():
 
 def test_shipped_patients_are_made_by_the_command(tmp_path):
     make_patients(tmp_path / "two.safetensors", 2)
-    made, shipped = (live_patients.__wrapped__(path) for path in (tmp_path / "two.safetensors", shipped_patients()))
-    assert all(torch.equal(made[name], shipped[name][:2]) for name in shipped)
+    made, kept = (live_patients.__wrapped__(path) for path in (tmp_path / "two.safetensors", shipped("patients")))
+    assert all(torch.equal(made[name], kept[name][:2]) for name in kept)
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_training_stops_and_goes_on(tmp_path, monkeypatch):
 
 
 def test_the_small_prior_is_small_and_helps():
-    net = pretrained("live").net
+    net = live_prior().net
     assert sum(p.numel() for p in net.parameters()) <= 500_000
     denoise, gains = live_denoiser(), []
     for patient in (8, 9, 10):
