@@ -23,6 +23,8 @@ from urllib.parse import unquote, urlsplit
 
 from pages import branch, gallery_page, page_of, repository
 
+from diffspect_nb.live_page import write_live_page
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
 WINGS = {  # tens digit of the notebooks → name of the wing, and what it hands on
@@ -305,6 +307,7 @@ def assemble() -> None:
     sections = {str(digit): name for digit, (name, _) in WINGS.items()} | {"": "Tutorials"}
     (SOURCE / "gallery.md").write_text(gallery_page(SOURCE, sections), encoding="utf-8")
     fill_first_pages()
+    write_live_page(SOURCE / "_static" / "live")
 
 
 class _Page(HTMLParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import os
 import re
 import shutil
 from configparser import ConfigParser
@@ -80,6 +81,9 @@ def link_of(source: Path, notebook: Path, target: str) -> str:
     path = (notebook.parent / target.split("#")[0]).resolve()
     if path.suffix == ".ipynb" or not path.is_relative_to(ROOT):
         return target
+    if path.is_relative_to(ROOT / "docs" / "site"):  # a text of the site, whose folder is the site's root
+        there = source / path.relative_to(ROOT / "docs" / "site")
+        return Path(os.path.relpath(there, source / notebook.parent.relative_to(ROOT))).as_posix()
     if path.suffix in (".png", ".svg"):
         copy = source / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

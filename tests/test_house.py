@@ -435,7 +435,7 @@ def test_built_package_holds_what_the_checkout_ships(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     built = {p.relative_to(tmp_path / "lib" / PACKAGE).as_posix() for p in (tmp_path / "lib").rglob("*") if p.is_file()}
     expected = {p.name for p in (ROOT / PACKAGE).glob("*.py")}
-    for folder in ("weights", "normals"):
+    for folder in ("weights", "normals", "page"):
         expected |= {f"{folder}/{p.name}" for p in (ROOT / PACKAGE / folder).glob("*.safetensors")}
     static = ROOT / PACKAGE / "static"
     expected |= {f"static/{p.relative_to(static).as_posix()}" for p in static.rglob("*") if p.is_file()}

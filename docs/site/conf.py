@@ -32,9 +32,9 @@ html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": True,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 8,
     "navbar_persistent": ["search-button"],
-    "secondary_sidebar_items": {"**": ["page-toc"], "nbs/tutorials/explore": [], "benchmark": [], "index": []},
+    "secondary_sidebar_items": {"**": ["page-toc"], "nbs/tutorials/explore": [], "live": [], "benchmark": [], "index": []},
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "footer_start": ["copyright"],
@@ -42,7 +42,7 @@ html_theme_options = {
 }
 # pages with nothing below them
 _alone = ("index", "install", "learn", "benchmark", "gallery", "glossary", "references", "cite")
-_alone += ("nbs/tutorials/explore",)
+_alone += ("nbs/tutorials/explore", "live")
 html_sidebars = {"**": ["sidebar-nav-bs"]} | {page: [] for page in _alone}
 
 
