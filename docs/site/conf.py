@@ -28,13 +28,14 @@ html_css_files = ["site.css"]
 html_search_scorer = str(Path(__file__).with_name("_static") / "scorer.js")
 html_show_sourcelink = False
 html_math_renderer = "mathml"
+_wide = ("nbs/tutorials/explore", "live", "benchmark", "index")
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": True,
     "show_toc_level": 2,
     "header_links_before_dropdown": 8,
     "navbar_persistent": ["search-button"],
-    "secondary_sidebar_items": {"**": ["page-toc"], "nbs/tutorials/explore": [], "live": [], "benchmark": [], "index": []},
+    "secondary_sidebar_items": {"**": ["page-toc"]} | {page: [] for page in _wide},
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
     "footer_start": ["copyright"],
