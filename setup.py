@@ -44,6 +44,7 @@ setup(
             "weights/*.safetensors",
             "weights/*.json",
             "normals/*.safetensors",
+            "page/*.safetensors",
             "static/*.js",
             "static/*.css",
             "static/jupyter/voila/templates/*/*",

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # %% auto #0
-__all__ = ['FLOOR', 'Denoise', 'BY_HAND', 'Setting', 'described', 'Weights', 'settings_of', 'weights_from_json',
-           'fitted_lambda_dps', 'fitted_lambda_mlem', 'PaperWeights', 'insert_mlem', 'tv_along_z', 'pull_towards',
-           'noise_fields', 'paper_walk', 'AnchoredWeights', 'anchor_to_counts', 'opposite_pairs', 'anchored_walk']
+__all__ = ['FLOOR', 'Denoise', 'Noise', 'Smooth', 'BY_HAND', 'Setting', 'described', 'Weights', 'settings_of',
+           'weights_from_json', 'fitted_lambda_dps', 'fitted_lambda_mlem', 'PaperWeights', 'insert_mlem', 'tv_along_z',
+           'pull_towards', 'noise_fields', 'paper_walk', 'AnchoredWeights', 'anchor_to_counts', 'opposite_pairs',
+           'anchored_walk']
 
 # %% ../nbs/20_sampler.ipynb #f4f13ef2
 @dataclass(frozen=True)
@@ -241,6 +242,10 @@ def pull_towards(
 Denoise = Callable[[Tensor, int], Tensor]  # (x_t (z, y, x) in the network's scale, t) → x̂0
 
 
+Noise = Callable[..., Iterator[Tensor]]  # (shape, seed, device, shared=False) → endless fields, as `noise_fields`
+Smooth = Callable[[Tensor, float], Tensor]  # (image, weight) → image, as `tv_along_z`
+
+
 def noise_fields(shape: tuple[int, ...], seed: int, device: torch.device, shared: bool = False) -> Iterator[Tensor]:
     "Endless standard-normal fields (z, y, x) of a seed and a kind of device; alike in all slices if `shared`."
     random = torch.Generator(device).manual_seed(seed)
@@ -279,14 +284,16 @@ def paper_walk(
     scale: float,  # from those photons to the network's intensity scale
     weights: PaperWeights,
     schedule: NoiseSchedule | None = None,  # default: the denoiser's, else cosine
+    noise_of: Noise = noise_fields,
+    smooth: Smooth = tv_along_z,  # step 5, on an image in the network's scale
 ) -> Iterator[Step]:
     """Algorithm 2 (Xie et al. 2025), one `Step` per noise level; images in photons of this acquisition.
 
     Raises `InputError` on an x_in of another shape and on a scale that is not positive."""
     schedule = schedule or _schedule_of(denoise)
     _check(measurement, x_in, scale)
-    shared = noise_fields(x_in.shape, weights.seed, x_in.device, shared=True)
-    fresh = noise_fields(x_in.shape, weights.seed + 1, x_in.device)
+    shared = noise_of(x_in.shape, weights.seed, x_in.device, shared=True)
+    fresh = noise_of(x_in.shape, weights.seed + 1, x_in.device)
     target = (x_in * scale).clamp(0, CEILING)
     back_propagate = weights.lambda_dps > 0 and weights.jacobian == "network"
 
@@ -299,7 +306,7 @@ def paper_walk(
         eps = None if random else predict_eps(x, x0, t, schedule)  # None: the posterior mean of eq. 4
         if weights.lambda_mlem > 0 and (weights.steps - i) % weights.mlem_interval == 0:
             x0 = insert_mlem(x0, measurement, scale, weights)  # 4 [12]
-        x0 = tv_along_z(x0.clamp_max(CEILING), weights.tv_weight)  # 5 [9]
+        x0 = smooth(x0.clamp_max(CEILING), weights.tv_weight)  # 5 [9]
         x_next = ddim_step(x, x0, eps, (t, t_next), schedule, float(random), noise, v)  # 6 [7, 8]
         if weights.lambda_dps > 0:
             x_next = pull_towards(x_next, target, seen, x_t, (t, t_next), schedule, weights)  # 7 [10]
@@ -402,6 +409,7 @@ def anchored_walk(
     scale: float,  # from those photons to the network's intensity scale
     weights: AnchoredWeights,
     schedule: NoiseSchedule | None = None,  # default: the denoiser's, else cosine
+    noise_of: Noise = noise_fields,
 ) -> Iterator[Step]:
     """Fresh noise and a Poisson anchor, one `Step` per noise level; images in photons of this acquisition.
 
@@ -409,7 +417,7 @@ def anchored_walk(
     schedule = schedule or _schedule_of(denoise)
     _check(measurement, x_in, scale)
     levels = timesteps(weights.steps, weights.start, schedule, weights.end)
-    noise = noise_fields(x_in.shape, weights.seed, x_in.device)
+    noise = noise_of(x_in.shape, weights.seed, x_in.device)
     x = (x_in * scale).clamp(0, CEILING)  # 1
     for i, t in enumerate(levels, 1):  # 2
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
     python docs/notebooks.py                      every notebook, outputs saved in place
     python docs/notebooks.py --check nbs/X.ipynb  nothing saved; cells flagged `#| slow` or `#| gpu` are skipped
+    python docs/notebooks.py --fold               nothing runs; JupyterLab opens the notebooks with library code folded
 
 Cells flagged `#| eval: false` never run. Exit code 1 if a cell fails; the cell and its error are printed."""
 from __future__ import annotations
@@ -70,7 +71,16 @@ def run(path: Path, skip_flags: set[str], timeout_s: int) -> nbformat.NotebookNo
         cell.metadata["tags"].remove(SKIP_TAG)
         if not cell.metadata["tags"]:
             del cell.metadata["tags"]
-    return without_widgets(nb)
+    return folded(without_widgets(nb))
+
+
+def folded(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "Cells that are exported begin folded in JupyterLab (a click or View, Expand All Code opens them); others do not."
+    for cell in nb.cells:
+        cell.metadata.pop("jupyter", None)
+        if cell.cell_type == "code" and "export" in directives(cell.source):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    return nb
 
 
 def without_widgets(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -102,11 +112,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of nbs/")
     parser.add_argument("--check", action="store_true", help="save nothing, skip the optional cells")
+    parser.add_argument("--fold", action="store_true", help="run nothing, only fold what is exported")
     parser.add_argument("--timeout", type=int, default=1800, metavar="S", help="seconds allowed for one cell")
     args = parser.parse_args()
     everything = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
     for path in args.notebooks or everything:
-        if attempt(path, args.check, args.timeout):
+        if args.fold:
+            nbformat.write(folded(nbformat.read(path, as_version=4)), path)
+        elif attempt(path, args.check, args.timeout):
             return 1
     return 0
 

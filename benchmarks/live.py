@@ -1,0 +1,108 @@
+"""The live page's prior, made again, and the sliders it is shipped with.
+
+`python benchmarks/live.py train [--config benchmarks/live.json] [--folder DIR] [--ship]` trains the small prior; it may
+be stopped and called again; `--ship` puts the prior and the page's patients where the library finds them.
+`python benchmarks/live.py grid [--patients 8] [--csv benchmarks/live.csv]` moves one slider at a time from the shipped
+values, on the first patients of the page (validation), at 5 % of the counts with nine views: PSNR of the heart against
+the truth, and reduced deviance. Rows that the CSV has are not computed again. The best value of each slider stands at
+the end, with the mean over the patients; it must lie inside the range."""
+
+import argparse
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from diffspect_nb.files import cache_dir, read_csv, read_json, write_csv
+from diffspect_nb.live import (
+    ANCHORED,
+    PAPER,
+    LiveConfig,
+    LiveState,
+    live_acquisition,
+    live_denoiser,
+    live_scores,
+    live_steps,
+    make_patients,
+    shipped,
+    train_live,
+)
+from diffspect_nb.prior import pretrained
+from diffspect_nb.training import CHECKPOINT
+
+GRID = {
+    ("paper", "lambda_dps"): (0.0, 0.1, 0.2, 0.3, 0.6),
+    ("paper", "lambda_mlem"): (0.0, 0.1, 0.2, 0.4, 0.6),
+    ("paper", "tv_weight"): (0.0, 0.002, 0.004, 0.01, 0.03),
+    ("anchored", "anchor"): (0.001, 0.002, 0.005, 0.02, 0.1),
+}
+COLUMNS = ("patient", "dose", "views", "walk", "setting", "value", "psnr_db", "deviance")
+
+
+def train(config: Path, folder: Path, ship: bool) -> None:
+    "Train or go on; with `ship` the checkpoint and the patients go into the package."
+    told = LiveConfig.from_json(read_json(config))
+    for step in train_live(told, folder):
+        if step.index % 100 == 0:
+            print(f"{step.index} of {step.total}: {step.scalars['loss']:.4f}", flush=True)
+    if ship:
+        shutil.copy(folder / CHECKPOINT, shipped("prior"))
+        make_patients(shipped("patients"))
+
+
+def rows(prior: str, patients: int, known: set[tuple]) -> Iterator[dict]:
+    "One run for each patient and value of a slider, the others as they are shipped."
+    denoise = live_denoiser(pretrained(prior))
+    for patient in range(patients):
+        state = LiveState(patient=patient)
+        acquired = live_acquisition(state)
+        for (walk, setting), values in GRID.items():
+            shipped = (PAPER if walk == "paper" else ANCHORED)[setting]
+            for value in sorted({*values, shipped}):
+                if (str(patient), setting, f"{value:g}") in known:
+                    continue
+                weights = replace(getattr(state, walk), **{setting: value})
+                *_, last = live_steps(acquired, weights, denoise)
+                scores = live_scores(acquired, last.image)
+                found = (patient, state.dose, state.views, walk, setting, value, scores["psnr"], scores["deviance"])
+                yield dict(zip(COLUMNS, found, strict=True))
+
+
+def report(table: list[dict]) -> None:
+    "Mean over the patients of each value of each slider."
+    found = defaultdict(list)
+    for row in table:
+        found[row["walk"], row["setting"], float(row["value"])].append(float(row["psnr_db"]))
+    for walk, setting in GRID:
+        means = {v: np.mean(s) for (w, name, v), s in sorted(found.items()) if (w, name) == (walk, setting)}
+        best = max(means, key=lambda v: means[v])
+        told = "  ".join(f"{v:g}: {m:.2f}" for v, m in means.items())
+        inside = "inside" if min(means) < best < max(means) else "AT THE END"
+        print(f"{walk} {setting}: best {best:g}, {inside} of the range; {told}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "grid"))
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("live.json"))
+    parser.add_argument("--folder", type=Path, default=cache_dir() / "live")
+    parser.add_argument("--ship", action="store_true")
+    parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("live.csv"))
+    parser.add_argument("--prior", default=str(shipped("prior")), help="a .safetensors file; default: the shipped one")
+    args = parser.parse_args()
+    if args.what == "train":
+        return train(args.config, args.folder, args.ship)
+    table: list[dict] = read_csv(args.csv)
+    known = {(row["patient"], row["setting"], f"{float(row['value']):g}") for row in table}
+    for row in rows(args.prior, args.patients, known):
+        table.append(row)
+        write_csv(args.csv, table)
+    report(table)
+
+
+if __name__ == "__main__":
+    main()
