@@ -136,6 +136,9 @@ def patient_blocks(
 
     They compare with the truth and with the full-dose MLEM-50 image. Raises `InputError` without a truth."""
     patient = Patient.of(study, name, keep_images)
+    if keep_images is not None:
+        whole = patient.references["full-dose MLEM-50"]
+        keep_images.update({(setting, "full-dose MLEM-50"): whole for setting in settings})
     for group in same_views(study, settings):
         missing = {setting: s for setting, s in group.items() if not done(setting, LAST_CLASSICAL)}
         if classical and missing:
@@ -277,12 +280,12 @@ def summary(rows: Sequence[dict]) -> list[dict]:
     return out
 
 # %% ../nbs/50_benchmark.ipynb #b50989e4
-def differences(rows: Sequence[dict], method: str) -> list[dict]:
-    "Paired differences of `method` to every rival at every setting, by every metric in every mask, against the truth."
+def differences(rows: Sequence[dict], method: str, reference: str = "truth") -> list[dict]:
+    "Paired differences of `method` to every rival at every setting, by every metric in every mask."
     out, others = [], [r["method"] for r in rows if r["method"] != method]
     for mask in dict.fromkeys(r["mask"] for r in rows):
         for key, sign in METRICS.items():
-            found = table_of(rows, key, mask)
+            found = table_of(rows, key, mask, reference)
             for setting in (s for s in _settings_in(found) if (s, method) in found):
                 for rival in dict.fromkeys(("best classical", *CLASSICAL, *FULL_DOSE, *others)):
                     a, b = found[setting, method], found.get((setting, rival), {})
@@ -360,20 +363,21 @@ def _draw_curves(ax: plt.Axes, found: Table, methods: Sequence[str], kind: str) 
 
 # %% ../nbs/50_benchmark.ipynb #8a95fafd
 def plot_strip(study: Study, images: dict[tuple[str, str], Tensor], setting: str, methods: Sequence[str]) -> plt.Figure:
-    "One transverse and one coronal slice through the heart: truth and every method, one colour scale."
+    "A transverse, a coronal and a sagittal slice through the heart: truth and every method, one colour scale."
     if study.truth is None:
         raise InputError("a strip needs the truth")
     bright = study.truth > study.truth.quantile(0.99) if study.heart is None else study.heart
-    z, y, _ = torch.nonzero(bright).float().mean(0).round().int().tolist()
+    z, y, x = torch.nonzero(bright).float().mean(0).round().int().tolist()
     top = float(study.truth.max() if study.heart is None else study.truth[study.heart].quantile(0.999))
     shown = {"truth": study.truth} | {m: images[setting, m] for m in methods if (setting, m) in images}
-    fig, axes = plt.subplots(2, len(shown), figsize=(1.75 * len(shown), 3.5), constrained_layout=True)
+    fig, axes = plt.subplots(3, len(shown), figsize=(1.75 * len(shown), 5.1), constrained_layout=True)
     for (name, image), column in zip(shown.items(), axes.T, strict=True):
         drawn = column[0].imshow(image[z].numpy(), vmin=0, vmax=top, cmap="inferno")
-        column[1].imshow(image[:, y].numpy(), vmin=0, vmax=top, cmap="inferno", origin="lower")
+        for ax, upright in zip(column[1:], (image[:, y], image[:, :, x]), strict=True):
+            ax.imshow(upright.numpy(), vmin=0, vmax=top, cmap="inferno", origin="lower")
         column[0].set_title(name, size=7)
         for ax in column:
             ax.set(xticks=[], yticks=[])
     fig.colorbar(drawn, ax=axes, shrink=0.7, label="photons per voxel, full dose")
-    fig.suptitle(f"{setting}: transverse (top) and coronal slice", size=9)
+    fig.suptitle(f"{setting}: transverse, coronal and sagittal slice", size=9)
     return fig

@@ -265,6 +265,9 @@ _STYLE = """<style>
 .dsd .dsd-row { display: flex; flex-wrap: wrap; column-gap: 8px; line-height: 1.25; }
 .dsd .dsd-what { flex: 1 1 0; min-width: 100px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .dsd .dsd-what, .dsd .dsk-legend { color: var(--jp-ui-font-color2, #555); }
+.dsd .dsd-lesson { border: 1px solid currentColor; border-radius: 50%; width: 15px; height: 15px; font-size: 11px;
+  line-height: 14px; text-align: center; text-decoration: none; align-self: center; color: inherit; opacity: 0.7; }
+.dsd .dsd-lesson:hover, .dsd .dsd-lesson:focus-visible { opacity: 1; outline: 2px solid #0072b2; }
 .dsd .dsk-legend { white-space: nowrap; }
 .dsd .dsk-legend::before { content: "▲ "; color: #d55e00; }
 .dsd .dsk-legend-1::before { color: #009e73; }
@@ -290,7 +293,8 @@ _STYLE = """<style>
 .dsd select, .dsd input { min-width: 0; }
 .dsd button:focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
 @container (max-width: 560px) {
-  .dsd .dsd-controls { max-width: none; flex-basis: 100%; } .dsd .dsd-main { flex-basis: 100%; } }
+  .dsd .dsd-controls { max-width: none; flex-basis: 100%; }
+  .dsd .dsd-main { flex-basis: 100%; order: -1; } }
 </style>"""
 
 # %% ../nbs/61_board.ipynb #e0cdeebb

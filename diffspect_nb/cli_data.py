@@ -49,7 +49,7 @@ from .sampler import PaperWeights
 from .study import Study, simulate
 
 # %% auto #0
-__all__ = ['OURS', 'ABLATION', 'run_simulate', 'with_ct', 'focused', 'run_import', 'run_fetch', 'run_evaluate', 'commit',
+__all__ = ['OURS', 'BARE', 'ABLATION', 'run_simulate', 'with_ct', 'focused', 'run_import', 'run_fetch', 'run_evaluate', 'commit',
            'real_studies', 'benchmark_methods', 'in_tables', 'benchmark_settings', 'benchmark_studies',
            'run_benchmark_command', 'run_scanner', 'run_info']
 
@@ -223,8 +223,10 @@ def _real_study(path: Path, mask: Path | None, number: int) -> Study:
 
 # %% ../nbs/67_cli_data.ipynb #b3eb72d3
 OURS = "guided"  # the default method in tables
-ABLATION: dict[str, dict[str, float]] = {  # what is left out of the paper's method
-    "start": {"lambda_dps": 0.0, "tv_weight": 0.0, "lambda_mlem": 0.0},
+BARE = "MLEM-50"  # what the paper's method is compared with
+ABLATION: dict[str, dict[str, float]] = {  # what is left out of the paper's method, as in its Table I
+    "no start": {"start": 999, "lambda_dps": 0.0, "tv_weight": 0.0, "lambda_mlem": 0.0},  # from noise: √ᾱ is 5e-5
+    "+ start": {"lambda_dps": 0.0, "tv_weight": 0.0, "lambda_mlem": 0.0},
     "+ DPS": {"tv_weight": 0.0, "lambda_mlem": 0.0},
     "+ TV": {"lambda_mlem": 0.0},
     "+ MLEM insertion": {},
@@ -238,8 +240,9 @@ def benchmark_methods(args: argparse.Namespace) -> dict[str, Method]:
     if args.ablation:
         if args.method:
             raise InputError("--ablation takes the paper's method apart: leave out --method")
-        paper = partial(Named, PaperWeights.method, device=args.device)
-        return {name: paper(changes=tuple(changes.items())).ready() for name, changes in ABLATION.items()}
+        paper = partial(Named, PaperWeights.method, args.prior, args.device)
+        parts = {name: paper(changes=tuple(changes.items())).ready() for name, changes in ABLATION.items()}
+        return {BARE: Named("mlem", passes=50).ready(), **parts}
     names = dict.fromkeys(args.method or [DEFAULT_METHOD])
     if args.prior and not any(name in WALKS for name in names):
         raise InputError(f"--prior belongs to methods {' and '.join(WALKS)}, not {', '.join(names)}")
@@ -253,16 +256,16 @@ def in_tables(name: str) -> str:
 
 # %% ../nbs/67_cli_data.ipynb #a5ad9811
 def benchmark_settings(args: argparse.Namespace) -> list[str]:
-    "Those asked for, else all, three (--quick) or two (--ablation). Raises `InputError` on one that there is not."
+    "Those asked for, else all, three (--quick) or the paper's ten (--ablation). Raises `InputError` on an unknown one."
     from diffspect_nb.benchmark import COUNTS, VIEWS
 
     few = ["counts 0.05", "counts 1.0", "views 3" if args.tiny else "views 9"]
     every = [f"counts {c}" for c in COUNTS] + [f"views {v}" for v in VIEWS]
     if unknown := [s for s in args.settings or () if s not in every]:
         raise InputError(f"--settings has no {unknown[0]!r}; there are {', '.join(map(repr, every))}")
-    if args.ablation:
-        return args.settings or ["counts 0.05", "views 9"]
-    return args.settings or (few if args.quick or args.tiny else every)
+    if args.settings or args.quick or args.tiny:
+        return args.settings or few
+    return [s for s in every if not (args.ablation and s == "counts 1.0")]
 
 # %% ../nbs/67_cli_data.ipynb #74f7d4bc
 def benchmark_studies(args: argparse.Namespace) -> dict[str, Callable[[], Study]]:
@@ -280,7 +283,7 @@ def benchmark_studies(args: argparse.Namespace) -> dict[str, Callable[[], Study]
 # %% ../nbs/67_cli_data.ipynb #fc9cff98
 def run_benchmark_command(args: argparse.Namespace) -> None:
     "`diffspect benchmark`"
-    from diffspect_nb.benchmark import run_benchmark, summary
+    from diffspect_nb.benchmark import run_benchmark
     from diffspect_nb.work import read_rows, workers_of
 
     out, settings, started = writable(args.out), benchmark_settings(args), time.perf_counter()
@@ -295,21 +298,19 @@ def run_benchmark_command(args: argparse.Namespace) -> None:
             spent = f"{time.perf_counter() - started:6.0f} s"
             print(f"{spent}  {row['study']}, {row['setting']}: {found}", flush=True)
     rows = read_rows(out / f"{name}.jsonl")
-    write_csv(out / ("ablation.csv" if args.ablation else "summary.csv"), summary(rows))
-    if args.ablation:
-        print(f"wrote ablation.jsonl and ablation.csv to {out}")
-        return
-    _write_tables(out, rows, settings, methods)
+    files = (_write_ablation if args.ablation else _write_tables)(out, rows, settings, methods)
     if args.strips:
         _draw_strips(out, studies, settings, methods, options)
-    files = "rows.jsonl, summary.csv, differences.csv, worse.csv and figures"
-    print(f"wrote {files} to {out}; {time.perf_counter() - started:.0f} s")
+    print(f"wrote {files}{' and strips' if args.strips else ''} to {out}; {time.perf_counter() - started:.0f} s")
 
 # %% ../nbs/67_cli_data.ipynb #6ef3b21b
-def _write_tables(out: Path, rows: list[dict], settings: Sequence[str], methods: dict[str, Method]) -> None:
-    "Differences with intervals, what got worse, curves, and about.json; the heart's differences are printed."
-    from diffspect_nb.benchmark import differences, plot_curves, what_got_worse
+def _write_tables(out: Path, rows: list[dict], settings: Sequence[str], methods: dict[str, Method]) -> str:
+    """Differences with intervals, what got worse, curves, and about.json; the heart's differences are printed.
 
+    Returns the names of the files."""
+    from diffspect_nb.benchmark import differences, plot_curves, summary, what_got_worse
+
+    write_csv(out / "summary.csv", summary(rows))
     found = [line for method in methods for line in differences(rows, method)]
     write_csv(out / "differences.csv", found)
     write_csv(out / "worse.csv", what_got_worse(rows, next(iter(methods))))
@@ -320,6 +321,25 @@ def _write_tables(out: Path, rows: list[dict], settings: Sequence[str], methods:
     about |= {"studies": sorted({r["study"] for r in rows}), "settings": list(settings)}
     write_json(out / "about.json", about | _about_methods(methods))
     _say_differences(found)
+    return "rows.jsonl, summary.csv, differences.csv, worse.csv and figures"
+
+
+def _write_ablation(out: Path, rows: list[dict], settings: Sequence[str], methods: dict[str, Method]) -> str:
+    "The paper's Table I, and each row's paired difference to MLEM-50 by both references; the last one's is printed."
+    from diffspect_nb.benchmark import differences, summary
+
+    write_csv(out / "ablation.csv", summary(rows))
+    found = []
+    for reference in dict.fromkeys(row["reference"] for row in rows):
+        for method in list(methods)[1:]:
+            lines = [d for d in differences(rows, method, reference) if d["rival"] == BARE]
+            found += [{"reference": reference} | line for line in lines]
+    write_csv(out / "ablation_differences.csv", found)
+    whole = [d for d in found if d["metric"] == "psnr_db" and d["method"] == list(methods)[-1]]
+    for d in whole:
+        gain = f"{d['difference']:+.2f} dB ({d['low']:+.2f} … {d['high']:+.2f})"
+        print(f"{d['setting']:12s} {d['mask']:14s} against {d['reference']:18s} {gain}, {d['studies_worse']} worse")
+    return "ablation.jsonl, ablation.csv, ablation_differences.csv"
 
 
 def _about_methods(methods: dict[str, Method]) -> dict[str, Any]:
@@ -361,9 +381,9 @@ def _draw_strips(
     study = make()
     for _ in patient_rows(study, name, settings, methods, keep_images=images, **options):
         continue
-    shown = ("MLEM-50", "best stop", "best Gaussian", "best TV", *methods, "full-dose MLEM-50")
+    shown = dict.fromkeys([BARE, "best stop", "best Gaussian", "best TV", *methods, "full-dose MLEM-50"])
     for setting in settings:
-        figure = plot_strip(study, images, setting, shown)
+        figure = plot_strip(study, images, setting, list(shown))
         figure.savefig(out / f"strip_{setting.replace(' ', '_')}.png", dpi=90)
         plt.close(figure)
 

@@ -17,8 +17,8 @@ from .sampler import Setting
 from .viewer import STATIC
 
 # %% auto #0
-__all__ = ['KEYS', 'Slider', 'heading', 'buttons', 'row', 'Answer', 'Knob', 'title_of', 'slider_of', 'describe_knob', 'Keys',
-           'for_key']
+__all__ = ['SITE', 'LESSONS', 'WEIGHTS', 'KEYS', 'Slider', 'heading', 'buttons', 'row', 'Answer', 'Knob', 'title_of', 'slider_of',
+           'describe_knob', 'Keys', 'for_key']
 
 # %% ../nbs/60a_knobs.ipynb #fdbf30ec
 class Slider(anywidget.AnyWidget):
@@ -74,8 +74,25 @@ class Answer(w.HTML):
         self.value = f"<div {kind}>{said}</div>" if text else ""
 
 # %% ../nbs/60a_knobs.ipynb #3d06cc2f
+SITE = "https://diffspect-nb.github.io/diffspect_nb/nbs"
+LESSONS = {  # name on the screen → page of the site, and the place on it that explains it
+    "aperture": "02_geometry.html#where-a-voxel-lands",
+    "counts": "07_study.html#lower-dose-thin-don-t-scale",
+    "views": "07_study.html#lower-dose-thin-don-t-scale",
+    "iterations": "08_mlem.html#one-update",
+    "ordered subsets": "08_mlem.html#one-update",
+    "passes": "08_mlem.html#one-update",
+    "noise level t": "10_diffusion.html#there-and-back-in-one-jump",
+    "λ_mlem": "20_sampler.html#term-mlem",
+    "TV weight": "20_sampler.html#term-tv-weight",
+    "λ_dps": "20_sampler.html#term-dps",
+    "anchor": "20_sampler.html#the-anchored-walk",
+}
+WEIGHTS = "20_sampler.html#the-table-as-everyone-sees-it"
+
+
 class Knob(w.VBox):
-    "A slider under its name, a few words on what it does, and marks at values worth knowing."
+    "A slider under its name, a few words on what it does, a link to its lesson, and marks at values worth knowing."
 
     def __init__(self, slider: w.Widget, name: str, what: str = "", tip: str = ""):
         self.slider = slider
@@ -90,6 +107,7 @@ class Knob(w.VBox):
     def describe(self, name: str, what: str = "", tip: str = "") -> None:
         "Other words; `tip` is the whole story, shown on hovering and on focus."
         self.name, self.what, self.tip = name, what, tip or f"{name}: {what}"
+        self.lesson = LESSONS.get(name, WEIGHTS if tip else "")
         if isinstance(self.slider, Slider):
             self.slider.label, self.slider.tip = name, self.tip
         else:
@@ -106,9 +124,10 @@ class Knob(w.VBox):
             for n, (word, value) in enumerate(marks.items())
         )
         name, what, tip = (html.escape(s, quote=True) for s in (self.name, self.what, self.tip))
-        self._head.value = (
-            f'<div class="dsd-row" data-tip="{tip}"><b>{name}</b><span class="dsd-what">{what}</span>{legend}</div>'
-        )
+        where = f'href="{SITE}/{self.lesson}" target="_blank" rel="noopener"'
+        about = f'<a class="dsd-lesson" {where} aria-label="lesson on {name}" data-tip="{tip}; its lesson">?</a>'
+        words = f'<b>{name}</b>{about if self.lesson else ""}<span class="dsd-what">{what}</span>{legend}'
+        self._head.value = f'<div class="dsd-row" data-tip="{tip}">{words}</div>'
 
 # %% ../nbs/60a_knobs.ipynb #3e2b5f7e
 def title_of(name: str, setting: Setting) -> str:

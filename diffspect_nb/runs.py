@@ -177,7 +177,7 @@ def best_stop_steps(study: Study) -> Generator[Step, None, tuple[int, Tensor]]:
     for step in mlem_steps(study.measurement(), MOST_PASSES, likelihood=False):
         image = step.image / study.count_fraction
         best = min(best, (rmse(image, truth, where), step.index, image), key=lambda found: found[0])
-        if step.index >= 10 and step.index > 3 * best[1]:
+        if step.index >= 10 and step.index > 1.5 * best[1]:
             break
         yield Step(step.index, MOST_PASSES, image)
     return best[1], best[2]

@@ -8,22 +8,20 @@ gallery."""
 from __future__ import annotations
 
 import ast
-import base64
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections import defaultdict
-from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import nbformat
+from pages import branch, gallery_page, page_of, repository
 
 from diffspect_nb.live_page import write_live_page
 
@@ -38,52 +36,6 @@ WINGS = {  # tens digit of the notebooks → name of the wing, and what it hands
     5: ("The proof", "Every dose, every number of views, every rival, with intervals; and a reader that never tires."),
     6: ("The face", "What people touch: the viewer, the dashboards, the explorer, the command line."),
 }
-
-
-def _link(notebook: Path, target: str) -> str:
-    "A link between notebooks stays; pictures come along; other files of the repository are linked to there."
-    path = (notebook.parent / target.split("#")[0]).resolve()
-    if path.suffix == ".ipynb" or not path.is_relative_to(ROOT):
-        return target
-    if path.is_relative_to(ROOT / "docs" / "site"):  # a text of the site, whose folder is the site's root
-        there = SOURCE / path.relative_to(ROOT / "docs" / "site")
-        return Path(os.path.relpath(there, SOURCE / notebook.parent.relative_to(ROOT))).as_posix()
-    if path.suffix in (".png", ".svg"):
-        copy = SOURCE / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-        return target
-    settings = ConfigParser()
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    cfg = settings["DEFAULT"]
-    return f"{cfg['git_url']}/blob/{cfg['branch']}/{path.relative_to(ROOT).as_posix()}"
-
-
-def _relinked(notebook: Path, text: str) -> str:
-    return re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", lambda m: f"]({_link(notebook, m[1])})", text)
-
-
-def page_of(notebook: Path, target: Path) -> None:
-    "A notebook as a page: directives and hidden cells left out, everything else as it is."
-    nb = nbformat.read(notebook, as_version=4)
-    kept = []
-    for cell in nb.cells:
-        flags = {m[1]: m[2] for m in re.finditer(r"^#\|\s*(\S+)[ \t]*(.*)$", cell.source, re.MULTILINE)}
-        if cell.cell_type == "code":
-            if "hide" in flags or "default_exp" in flags or not cell.source.strip():
-                continue
-            cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.MULTILINE)
-            for data in (output.get("data", {}) for output in cell.outputs):
-                if "text/markdown" in data:  # Sphinx resolves links of the text only, not of what code has printed
-                    made = _relinked(notebook, data["text/markdown"])
-                    data["text/markdown"] = re.sub(r"\.ipynb(?=[)#])", ".html", made)
-        else:
-            cell.source = _relinked(notebook, cell.source)
-        kept.append(cell)
-    nb.cells = kept
-    nb.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nb, target)
 
 
 def modules() -> list[tuple[str, str]]:
@@ -121,13 +73,44 @@ def wing_page(wing: int) -> str:
     return "\n".join([f"# {name}", "", hands_on, "", table(rows), *toctree])
 
 
+def public_names(module: str) -> tuple[str, list[ast.stmt]]:
+    "Source of a module and the statements that define its public names, in its order."
+    source = (ROOT / "diffspect_nb" / f"{module}.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    made = [n for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]
+    public = next(ast.literal_eval(n.value) for n in made if n.targets[0].id == "__all__")
+    return source, [n for n in tree.body if (n in made or hasattr(n, "name")) and name_of(n) in public]
+
+
+def name_of(node: ast.stmt) -> str:
+    "Name that a statement defines."
+    return node.name if hasattr(node, "name") else node.targets[0].id
+
+
+def one_line(node: ast.stmt) -> str:
+    "The first line of what a definition says about itself; a constant says nothing."
+    words = ast.get_docstring(node) if hasattr(node, "name") else None
+    return (words or "a constant").splitlines()[0].replace("|", "\\|")
+
+
 def api_index() -> str:
-    "The modules, wing by wing."
-    lines = ["# API reference", "", "Signatures carry shapes and units; each module's notebook explains it.", ""]
+    "Every public name in one line, module by module and wing by wing."
+    lines = ["# API reference", "", "Every public name in one line. Signatures carry shapes and units.", ""]
     for wing, (name, _) in WINGS.items():
-        names = [module for module, room in modules() if int(room[0]) == wing]
-        lines += [f"## {name}", "", "```{toctree}", ":maxdepth: 1", "", *names, "```", ""]
+        found = [module for module, room in modules() if int(room[0]) == wing]
+        lines += [f"## {name}", "", "```{toctree}", ":hidden:", ":maxdepth: 1", "", *found, "```", ""]
+        for module in found:
+            public = public_names(module)[1]
+            rows = [[f"[`{name_of(n)}`]({module}.md#{slug_of(module, n)})", one_line(n)] for n in public]
+            lines += [f"### [`{module}`]({module}.md)", "", table([["name", "what it is"], *rows])]
     return "\n".join(lines)
+
+
+def slug_of(module: str, node: ast.stmt) -> str:
+    "Place of a name on its module's page."
+    name = name_of(node)
+    kind = "" if name.islower() else "constant-" if name.isupper() else "class-"  # `Keys`, `KEYS` and `keys` may meet
+    return f"{module}-{kind}{name}".lower().replace("_", "-")
 
 
 def header(source: str, node: ast.AST) -> str:
@@ -136,26 +119,34 @@ def header(source: str, node: ast.AST) -> str:
     return "\n".join(source.splitlines()[node.lineno - 1 : first - 1])
 
 
+def members(source: str, node: ast.ClassDef) -> list[str]:
+    "Fields and public methods of a class."
+    lines = []
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign):
+            text = "\n".join(source.splitlines()[part.lineno - 1 : part.end_lineno])
+            lines += ["```python", textwrap.dedent(text), "```"]
+        elif isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
+            text = textwrap.dedent(header(source, part))
+            lines += ["", f"### `{node.name}.{part.name}`", "", "```python", text, "```", ""]
+            lines += [ast.get_docstring(part) or "", ""]
+    return lines
+
+
 def api_page(module: str, room: str) -> str:
-    "Signatures with their comments (shapes and units), and docstrings, of a module's public names."
-    source = (ROOT / "diffspect_nb" / f"{module}.py").read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    public = next(
-        ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"
-    )
-    lines = [f"# `{module}`", "", ast.get_docstring(tree), "", f"[Its notebook](../nbs/{room}.ipynb) explains it.", ""]
-    for node in tree.body:
-        if getattr(node, "name", None) not in public:
-            continue
-        lines += [f"## `{node.name}`", "", "```python", header(source, node) or f"class {node.name}:", "```", ""]
-        lines += [ast.get_docstring(node) or "", ""]
-        for part in node.body if isinstance(node, ast.ClassDef) else []:
-            if isinstance(part, ast.AnnAssign):
-                text = source.splitlines()[part.lineno - 1].strip()
-                lines += ["```python", text, "```"]
-            elif isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
-                lines += ["", f"### `{node.name}.{part.name}`", "", "```python", header(source, part), "```", ""]
-                lines += [ast.get_docstring(part) or "", ""]
+    "Signatures with their comments (shapes and units), docstrings and source links of a module's public names."
+    source, public = public_names(module)
+    file = f"{repository()}/blob/{branch()}/diffspect_nb/{module}.py"
+    about = f"[Its notebook](../nbs/{room}.ipynb) explains it; [source]({file})."
+    lines = [f"# `{module}`", "", ast.get_docstring(ast.parse(source)), "", about, ""]
+    for node in public:
+        lines += [f"({slug_of(module, node)})=", f"## `{name_of(node)}`", "", "```python"]
+        if hasattr(node, "name"):
+            lines += [header(source, node) or f"class {node.name}:", "```", "", ast.get_docstring(node) or "", ""]
+            lines += members(source, node) if isinstance(node, ast.ClassDef) else []
+        else:
+            lines += [*source.splitlines()[node.lineno - 1 : node.end_lineno][:12], "```"]
+        lines += ["", f"[source]({file}#L{node.lineno}-L{node.end_lineno})", ""]
     return re.sub(r"\n```\n```python\n", "\n", "\n".join(lines)) + "\n"
 
 
@@ -165,20 +156,70 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *body]) + "\n"
 
 
-def benchmark_page() -> str:
-    "The tables of the last benchmark."
-    results = ROOT / "benchmarks" / "results"
-    about = json.loads((results / "about.json").read_text(encoding="utf-8"))
-    rows = list(csv.DictReader((results / "differences.csv").open(encoding="utf-8")))
-    text = ["# Benchmark", ""]
-    text += [
-        f"{len(about['studies'])} studies, `diffspect benchmark`, {about['date']}, commit `{about['commit']}`. Paired "
-        "differences to each rival on the same data: mean and 95 % bootstrap interval over the studies. *Best "
-        "classical* is, for each study, the best of all classical images there, chosen with the truth in hand.",
-        "",
-    ]
+def results() -> tuple[dict, list[dict], list[dict]]:
+    "What the last benchmark says about itself, its paired differences, and its means."
+    folder = ROOT / "benchmarks" / "results"
+    read = [list(csv.DictReader((folder / f"{n}.csv").open(encoding="utf-8"))) for n in ("differences", "summary")]
+    return json.loads((folder / "about.json").read_text(encoding="utf-8")), *read
+
+
+def words(setting: str) -> str:
+    "A setting as people say it."
+    kind, value = setting.split()
+    return f"{100 * float(value):g} % of the counts" if kind == "counts" else f"{value} views"
+
+
+def result_sentence() -> str:
+    "The result at 5 % of the counts, with its interval and its patients."
+    _, differences, _ = results()
+    of = {"metric": "psnr_db", "mask": "heart", "rival": "best classical", "setting": "counts 0.05"}
+    row = next(r for r in differences if of.items() <= r.items())
+    mean, low, high = (f"{float(row[k]):+.1f}" for k in ("difference", "low", "high"))
+    return (
+        f"At 5 % of the counts: **{mean} dB** PSNR in the heart (95 % interval {low} to {high}, {row['studies']} "
+        "simulated patients) over the best classical image that could be picked with the truth in hand."
+    )
+
+
+def headline() -> str:
+    "What the benchmark comes to: against the truth, and by the paper's own reference."
+    _, differences, summary = results()
+    of = {"metric": "psnr_db", "mask": "heart", "rival": "best classical"}
+    rows = [r for r in differences if of.items() <= r.items()]
+    gains, clear = [float(r["difference"]) for r in rows], sum(float(r["low"]) > 0 for r in rows)
+    at = {"setting": "counts 0.05", "mask": "heart", "reference": "full-dose MLEM-50"}
+    by = {r["method"]: float(r["psnr_db"]) for r in summary if at.items() <= r.items()}
+    ours = rows[0]["method"]
+    return (
+        f"{result_sentence()} Over all {len(rows)} settings the gain is {min(gains):+.1f} to {max(gains):+.1f} dB, its "
+        f"interval clear of zero at {clear} of them.\n\n"
+        f"By the paper's own reference, the full-dose MLEM-50 image, it has {by[ours]:.1f} dB where MLEM-50 of the "
+        f"same 5 % of the counts has {by['MLEM-50']:.1f} dB. That image is not the truth: an MLEM image of a part of "
+        "its counts shares its blur and its noise and is rewarded for both, and an image that comes nearer to the "
+        "truth moves away from it. The tables below have both."
+    )
+
+
+def method_tables() -> list[str]:
+    "Every method a row, every setting a column, by both references."
+    _, differences, summary = results()
+    ours, text = differences[0]["method"], []
+    for reference in ("truth", "full-dose MLEM-50"):
+        rows = [r for r in summary if (r["reference"], r["mask"]) == (reference, "heart")]
+        means = {(r["method"], r["setting"]): float(r["psnr_db"]) for r in rows}
+        settings = list(dict.fromkeys(r["setting"] for r in rows))
+        methods = sorted(dict.fromkeys(r["method"] for r in rows), key=lambda m: m != ours)
+        body = [[m, *(f"{means[m, s]:.1f}" if (m, s) in means else "–" for s in settings)] for m in methods]
+        text += [f"## PSNR in the heart against the {reference} (dB)", ""]
+        text += [table([["method", *map(words, settings)], *body]), ""]
+    return text
+
+
+def difference_tables() -> list[str]:
+    "Paired differences to each rival, with intervals."
+    rows, text = results()[1], []
     labels = {"psnr_db": "PSNR (dB), more is better", "nrmse": "NRMSE, less is better", "ssim": "SSIM, more is better"}
-    labels["defect_error"] = "error of defect contrast, less is better"
+    labels["defect_error"] = "Error of defect contrast, less is better"
     for metric, label in labels.items():
         for mask in ("heart", "field of view"):
             chosen = [r for r in rows if (r["metric"], r["mask"]) == (metric, mask)]
@@ -190,45 +231,61 @@ def benchmark_page() -> str:
                 mean, low, high = (f"{float(r[k]):+.{digits}f}" for k in ("difference", "low", "high"))
                 cells[r["setting"], r["rival"]] = f"**{mean}**<br>{low}…{high}"
             if chosen and not (metric == "defect_error" and mask == "field of view"):
-                body = [[s, *(cells[s, v] for v in rivals)] for s in settings]
-                text += [f"## {label}: {mask}", "", table([["guided −", *rivals], *body])]
-    worse = list(csv.DictReader((results / "worse.csv").open(encoding="utf-8")))
+                body = [[words(s), *(cells[s, v] for v in rivals)] for s in settings]
+                text += [f"### {label}: {mask}", "", table([[f"{chosen[0]['method']} −", *rivals], *body])]
+    return text
+
+
+def benchmark_page() -> str:
+    "Headline, curves, and the tables of the last benchmark."
+    about, folder = results()[0], ROOT / "benchmarks" / "results"
+    text = ["# Benchmark", "", headline(), ""]
+    names = {"psnr_db": "PSNR", "nrmse": "NRMSE", "ssim": "SSIM", "defect_error": "Error of defect contrast"}
+    for path in sorted(folder.glob("curves_*.png"), key=lambda p: "psnr" not in p.name):
+        shutil.copy(path, SOURCE / path.name)
+        text += [f"![{names[path.stem.removeprefix('curves_')]}, over dose and over views]({path.name})", ""]
+    text += method_tables()
+    text += [
+        "## Paired differences",
+        "",
+        f"{len(about['studies'])} studies, `diffspect benchmark`, {about['date']}, commit `{about['commit']}`. Paired "
+        "differences to each rival on the same data: mean and 95 % bootstrap interval over the studies. *Best "
+        "classical* is, for each study, the best of all classical images there, chosen with the truth in hand.",
+        "",
+        *difference_tables(),
+    ]
+    worse = list(csv.DictReader((folder / "worse.csv").open(encoding="utf-8")))
     text += [
         "## What got worse",
         "",
-        f"{len(worse)} cases of a study, a setting, a region and a metric in which the guided image is behind the best "
-        "classical one; the thirty largest losses:",
+        f"{len(worse)} cases of a study, a setting, a region and a metric in which ours is behind the best classical "
+        "image; the thirty largest losses:",
         "",
     ]
     order = sorted(worse, key=lambda r: -float(r["loss"]) / max(abs(float(r["theirs"])), 1e-9))[:30]
-    names = ("metric", "mask", "setting", "study")
-    body = [[*(r[n] for n in names), f"{float(r['ours']):.3g}", f"{float(r['theirs']):.3g}"] for r in order]
-    text += [table([["metric", "region", "setting", "study", "guided", "best classical"], *body])]
-    for path in sorted(results.glob("curves_*.png")):
-        shutil.copy(path, SOURCE / path.name)
-        text += [f"![{path.stem.replace('_', ' ')}, over dose and over views]({path.name})", ""]
-    return "\n".join(text)
+    fields = ("metric", "mask", "setting", "study")
+    body = [[*(r[n] for n in fields), f"{float(r['ours']):.3g}", f"{float(r['theirs']):.3g}"] for r in order]
+    return "\n".join([*text, table([["metric", "region", "setting", "study", "ours", "best classical"], *body])])
 
 
-def gallery_page() -> str:
-    "Every picture of the notebooks, with the page it comes from."
-    text = ["# Gallery", "", "Every picture of the notebooks; each leads to the page that explains it.", ""]
-    folder = SOURCE / "gallery_files"
-    folder.mkdir(exist_ok=True)
-    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
-        nb, n = nbformat.read(path, as_version=4), 0
-        title = next((re.match(r"# (.+)", c.source)[1] for c in nb.cells if c.source.startswith("# ")), path.stem)
-        page = path.relative_to(ROOT).as_posix()
-        shown = []
-        for cell in nb.cells:
-            for output in cell.get("outputs", []):
-                if picture := output.get("data", {}).get("image/png"):
-                    name, n = f"{path.stem}_{n}.png", n + 1
-                    (folder / name).write_bytes(base64.b64decode(picture))
-                    shown.append(f"[![{title}, picture {n}](gallery_files/{name})]({page})")
-        if shown:
-            text += [f"## {title}", "", *(s + "\n" for s in shown)]
-    return "\n".join(text)
+def wings_cards() -> str:
+    "The wings as cards, for the first page."
+    lines = ["::::{grid} 2 2 4 4", ":gutter: 2", ""]
+    for wing, (name, hands_on) in WINGS.items():
+        lines += [f":::{{grid-item-card}} {name}", f":link: wings/{slug(wing)}", ":link-type: doc", "", hands_on, ":::"]
+    return "\n".join([*lines, "::::"])
+
+
+def fill_first_pages() -> None:
+    "Result, wings and the address of the repository in their places."
+    shutil.copytree(ROOT / "docs" / "pictures", SOURCE / "pictures")
+    made = {"<!-- result -->": result_sentence(), "<!-- wings -->": wings_cards(), "<!-- repository -->": repository()}
+    for name in ("index", "install"):
+        page = SOURCE / f"{name}.md"
+        text = page.read_text(encoding="utf-8")
+        for mark, value in made.items():
+            text = text.replace(mark, value)
+        page.write_text(text, encoding="utf-8")
 
 
 def assemble() -> None:
@@ -238,7 +295,7 @@ def assemble() -> None:
     shutil.copy(ROOT / "settings.ini", SOURCE)
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         if not any(part[0] in "._" for part in path.relative_to(ROOT).parts):
-            page_of(path, SOURCE / path.relative_to(ROOT))
+            page_of(SOURCE, path)
     for folder in ("api", "wings"):
         (SOURCE / folder).mkdir()
     for module, room in modules():
@@ -247,7 +304,9 @@ def assemble() -> None:
     for wing in WINGS:
         (SOURCE / "wings" / f"{slug(wing)}.md").write_text(wing_page(wing), encoding="utf-8")
     (SOURCE / "benchmark.md").write_text(benchmark_page(), encoding="utf-8")
-    (SOURCE / "gallery.md").write_text(gallery_page(), encoding="utf-8")
+    sections = {str(digit): name for digit, (name, _) in WINGS.items()} | {"": "Tutorials"}
+    (SOURCE / "gallery.md").write_text(gallery_page(SOURCE, sections), encoding="utf-8")
+    fill_first_pages()
     write_live_page(SOURCE / "_static" / "live")
 
 

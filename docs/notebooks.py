@@ -2,6 +2,7 @@
 
     python docs/notebooks.py                      every notebook, outputs saved in place
     python docs/notebooks.py --check nbs/X.ipynb  nothing saved; cells flagged `#| slow` or `#| gpu` are skipped
+    python docs/notebooks.py --fold               nothing runs; JupyterLab opens the notebooks with library code folded
 
 Cells flagged `#| eval: false` never run. Exit code 1 if a cell fails; the cell and its error are printed."""
 from __future__ import annotations
@@ -70,7 +71,16 @@ def run(path: Path, skip_flags: set[str], timeout_s: int) -> nbformat.NotebookNo
         cell.metadata["tags"].remove(SKIP_TAG)
         if not cell.metadata["tags"]:
             del cell.metadata["tags"]
-    return without_widgets(nb)
+    return folded(without_widgets(nb))
+
+
+def folded(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    "Cells that are exported begin folded in JupyterLab (a click or View, Expand All Code opens them); others do not."
+    for cell in nb.cells:
+        cell.metadata.pop("jupyter", None)
+        if cell.cell_type == "code" and "export" in directives(cell.source):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    return nb
 
 
 def without_widgets(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -83,24 +93,34 @@ def without_widgets(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 
+def attempt(path: Path, check: bool, timeout_s: int) -> int:
+    "Run a notebook and say how long it took, or which cell failed and why; 0 or 1."
+    path, start = path.resolve(), time.perf_counter()
+    try:
+        nb = run(path, optional_flags() if check else set(), timeout_s)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
+        message = re.sub("\x1b" + r"\[[0-9;]*m", "", str(e))
+        print(f"{path.name} failed:\n{message}", file=sys.stderr)
+        return 1
+    if not check:
+        nbformat.write(nb, path)
+    print(f"{path.name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of nbs/")
     parser.add_argument("--check", action="store_true", help="save nothing, skip the optional cells")
+    parser.add_argument("--fold", action="store_true", help="run nothing, only fold what is exported")
     parser.add_argument("--timeout", type=int, default=1800, metavar="S", help="seconds allowed for one cell")
     args = parser.parse_args()
     everything = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
     for path in args.notebooks or everything:
-        path, start = path.resolve(), time.perf_counter()
-        try:
-            nb = run(path, optional_flags() if args.check else set(), args.timeout)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError) as e:
-            message = re.sub("\x1b" + r"\[[0-9;]*m", "", str(e))
-            print(f"{path.name} failed:\n{message}", file=sys.stderr)
+        if args.fold:
+            nbformat.write(folded(nbformat.read(path, as_version=4)), path)
+        elif attempt(path, args.check, args.timeout):
             return 1
-        if not args.check:
-            nbformat.write(nb, path)
-        print(f"{path.name}: {time.perf_counter() - start:.1f} s", flush=True)
     return 0
 
 

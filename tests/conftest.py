@@ -22,6 +22,12 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
+# what the longest tests take, in seconds of one core; every other slow one counts as five
+SECONDS = {
+    **{"[42_conditional.ipynb]": 50, "[63_dashboard.ipynb]": 50, "test_a_small_tuning_end_to_end": 45},
+    **{"[20_sampler.ipynb]": 45, "[22_uncertainty.ipynb]": 45, "test_probe_tells_real_from_invented_defects": 40},
+    **{"[tutorials/dashboard.ipynb]": 35, "[65_lessons.ipynb]": 30},
+}
 
 
 def pytest_configure(config):
@@ -44,9 +50,12 @@ def _unit(nodeid: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    "Files with many slow tests come first, so that no worker is left alone with one of them at the end."
-    slow = Counter(_unit(item.nodeid) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[_unit(item.nodeid)])
+    "What takes long comes first, so that no worker is left alone with it at the end."
+    seconds: Counter[str] = Counter()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            seconds[_unit(item.nodeid)] += SECONDS.get(item.name.removeprefix("test_notebook_runs"), 5)
+    items.sort(key=lambda item: -seconds[_unit(item.nodeid)])
 
 
 @pytest.hookimpl(optionalhook=True)

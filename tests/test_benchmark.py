@@ -1,6 +1,7 @@
 "The benchmark: true reductions, rows that survive an interruption, statistics against closed forms, losses found."
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,13 +24,16 @@ from diffspect_nb.benchmark import (
     table_of,
     what_got_worse,
 )
+from diffspect_nb.cli import main
 from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study, simulated_study
 from diffspect_nb.core import InputError
 from diffspect_nb.files import write_csv
 from diffspect_nb.geometry import tiny_grid
 from diffspect_nb.methods import guided
 from diffspect_nb.mlem import mlem_steps
+from diffspect_nb.prior import save_checkpoint
 from diffspect_nb.sampler import AnchoredWeights, PaperWeights
+from diffspect_nb.slice_network import SliceUNet, UNetConfig
 from diffspect_nb.study import reduced
 from diffspect_nb.training import TrainConfig
 
@@ -221,3 +225,28 @@ def test_tables_and_figures(rows, study, tmp_path):
     fig = plot_strip(study, images, SETTINGS[0], ("MLEM-50", "ours"))
     assert [ax.get_title() for ax in fig.axes[:3]] == ["truth", "MLEM-50", "ours"]
     json.dumps(rows)
+
+
+@pytest.mark.slow
+def test_the_papers_table_one_comes_from_one_command(tmp_path, capsys):
+    "Its terms one by one and MLEM-50 beside them, by both references, resumed without work."
+    torch.manual_seed(0)
+    config = UNetConfig(n_slices=16, widths=(16, 32), blocks=1, embedding=32, head_width=32)
+    told = TrainConfig(grid=tiny_grid(), scanner="tiny", network=config)
+    save_checkpoint(tmp_path / "prior.safetensors", SliceUNet(config), {"config": told.to_json(), "steps": 0})
+    words = ["benchmark", "--ablation", "--tiny", "--settings", "views 3", "--out", str(tmp_path / "out")]
+    words += ["--prior", str(tmp_path / "prior.safetensors")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "ablation.jsonl").read_text().splitlines()]
+    parts = ["MLEM-50", "no start", "+ start", "+ DPS", "+ TV", "+ MLEM insertion"]
+    assert list(dict.fromkeys(row["method"] for row in rows)) == parts
+    assert {row["reference"] for row in rows} == {"truth", "full-dose MLEM-50"}
+    scores = {tuple(r[k] for k in ("setting", "method", "mask", "reference")): r["psnr_db"] for r in rows}
+    assert len(scores) == len(rows) == 6 * 2 * 2 and len(set(scores.values())) == len(rows)
+    apart = (tmp_path / "out" / "ablation_differences.csv").read_text().splitlines()
+    assert sum("psnr_db" in line for line in apart) == 5 * 2 * 2 and "full-dose MLEM-50,heart" in "".join(apart)
+    wanted = scores["views 3", "+ MLEM insertion", "heart", "truth"] - scores["views 3", "MLEM-50", "heart", "truth"]
+    assert re.search(rf"views 3 +heart +against truth +{re.escape(f'{wanted:+.2f}')} dB", said)
+    assert main(words) == 0 and "patient" not in capsys.readouterr().out  # nothing was missing
+    assert len((tmp_path / "out" / "ablation.jsonl").read_text().splitlines()) == len(rows)

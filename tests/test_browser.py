@@ -254,8 +254,8 @@ def test_keys(page):
 
 
 def test_the_keyboard_reaches_everything(page):
-    "Tab visits every button, slider, box and plane that can be seen."
-    focusable = """[...document.querySelectorAll('button, input, select, textarea, [tabindex="0"]')]
+    "Tab visits every button, slider, link, box and plane that can be seen."
+    focusable = """[...document.querySelectorAll('a[href], button, input, select, textarea, [tabindex="0"]')]
         .filter(e => e.closest('.dsd')).filter(e => e.offsetParent !== null && !e.disabled && e.tabIndex >= 0)"""
     page.evaluate(f"window.wanted = {focusable}; window.met = new Set(); document.querySelector('.dsd').focus()")
     for _ in range(int(page.evaluate("window.wanted.length")) + 15):

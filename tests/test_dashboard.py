@@ -21,8 +21,8 @@ from diffspect_nb.dashboard import ReconstructionDashboard
 from diffspect_nb.explorer import explore
 from diffspect_nb.files import load_image
 from diffspect_nb.geometry import tiny, tiny_grid
-from diffspect_nb.knobs import Slider
-from diffspect_nb.lessons import diffusion_dashboard, first_views, geometry_dashboard, mlem_dashboard
+from diffspect_nb.knobs import SITE, Slider
+from diffspect_nb.lessons import diffusion_dashboard, first_views, geometry_dashboard, mlem_dashboard, walk_dashboard
 from diffspect_nb.mlem import mlem
 from diffspect_nb.panels import KNOBS, SourcePanel, marks_of, usual_weights
 from diffspect_nb.phantom import torso
@@ -233,6 +233,7 @@ def test_sliders_and_marks_come_from_the_table_of_weights(dashboard, method):
         setting, value = settings_of(METHODS[method])[name], getattr(usual, name)
         assert (knob.slider.min, knob.slider.max, knob.slider.step) == (*setting.shown, max(setting.step, 0))
         assert setting.meaning in knob.tip and knob.slider.tip == knob.tip
+        assert f'href="{SITE}/20_sampler.html#' in knob._head.value or knob.name == "passes"
         assert knob.slider.marks[0]["value"] == value == knob.slider.value
     dashboard.controls["method"].value = "paper"
     dashboard.controls["steps"].value = 3
@@ -606,6 +607,22 @@ def test_lessons_run(study):
     assert board.wait(60) and board.stream.state == "finished", board.answer.value
     assert not torch.equal(board.viewer.images["noisy"], board.viewer.images["denoised"])
     board.close()
+
+
+def test_both_walks_move_side_by_side(study):
+    "Each slider moves its own walk and leaves the other alone; a study that cannot be scored is refused."
+    board = walk_dashboard(study)
+    assert board.wait(60) and board.stream.state == "finished", board.answer.value
+    assert "paper" in board.curves.value and "anchored" in board.curves.value
+    for slider, moved, still in (("lambda_dps", "paper", "anchored"), ("anchor", "anchored", "paper")):
+        before = {name: board.viewer.images[name].clone() for name in (moved, still)}
+        board.controls[slider].value = 0.5
+        assert board.wait(60) and board.stream.state == "finished", board.answer.value
+        assert not torch.equal(board.viewer.images[moved], before[moved])
+        torch.testing.assert_close(board.viewer.images[still], before[still])
+    board.close()
+    with pytest.raises(InputError, match="study must hold a truth and a heart"):
+        walk_dashboard(replace(study, truth=None))
 
 
 def test_first_views_grow_from_the_middle(study):

@@ -19,10 +19,14 @@ from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT
 
 import diffspect_nb
+
+sys.path.insert(0, str(ROOT / "docs"))
+import notebooks
 
 PACKAGE = "diffspect_nb"
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(s[0] in "._" for s in p.parts[-2:]))
@@ -188,10 +192,12 @@ def test_walks_take_any_denoiser():
 
 
 IMPORT_EACH = f"""
-import importlib, json, os, sys, tempfile
-import matplotlib.pyplot, nibabel, pydicom, safetensors.torch, scipy.ndimage, scipy.stats, skimage.metrics, torch
+import gc, importlib, json, os, sys, tempfile
+import matplotlib.pyplot, nibabel, numba, pydicom, safetensors.torch, scipy.ndimage, scipy.optimize, scipy.sparse
+import scipy.stats, skimage.metrics, skimage.morphology, torch
 state = lambda: (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
 found, before = {{}}, state()
+gc.freeze()  # a collection in a child would copy all of that memory
 for module in sys.argv[1:]:
     with tempfile.TemporaryFile() as said:
         if not (child := os.fork()):
@@ -332,6 +338,18 @@ def test_notebook_file(path):
     assert "error" not in kinds, f"{path.name} was saved with an error in its outputs"
 
 
+def test_library_code_can_begin_folded():
+    "In JupyterLab; nbdev_clean keeps the mark, and a notebook is marked throughout or not at all."
+    cells = [nbformat.v4.new_code_cell(s) for s in ("#| export\nx = 1", "x")]
+    made = notebooks.folded(nbformat.v4.new_notebook(cells=cells))
+    assert [dict(c.metadata) for c in made.cells] == [{"jupyter": {"source_hidden": True}}, {}]
+    assert "jupyter" in settings()["allowed_cell_metadata_keys"].split()
+    for path in NOTEBOOKS:
+        cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        marks = {c["metadata"] != {} for c in cells if "".join(c["source"]).startswith("#| export")}
+        assert len(marks) < 2, f"{path.name}: some exported cells are folded, others not; --fold marks all"
+
+
 def test_readme_is_made_from_the_index():
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "readme.py", "--check"], capture_output=True, text=True, cwd=ROOT
@@ -349,6 +367,34 @@ def test_readme_lists_every_room():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [name for name in MODULES if f"| `{name}` |" not in text]
     assert not missing, f"the table of rooms lacks {missing}"
+
+
+AMERICAN = (  # spellings that would stand beside the British ones of all other pages
+    "color gray center behavior neighbor favor honor labor tumor meter millimeter liter fiber caliber normaliz "
+    "optimiz minimiz maximiz regulariz randomiz penaliz discretiz initializ recogniz analyz organiz summariz generaliz "
+    "visualiz modeled labeled canceled traveled artifact judgment ischemi anemi"
+).split()
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    "Name and text of every page without its code; titles of papers keep their spelling, they are cited in italics."
+    pages = [p for p in project_files() if p.suffix == ".md" and p.name != "references.md"]
+    texts = {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in pages}
+    for name, path in zip(NOTEBOOK_IDS, NOTEBOOKS, strict=True):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts[name] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    for name, text in texts.items():
+        bare = re.sub(r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|\[LICENSE\]|\*[A-Z][^*]*\*", " ", text, flags=re.DOTALL)
+        yield name, bare
+
+
+def test_one_spelling_and_one_name_for_one_thing():
+    "British spelling; the paper's method is DiffSPECT-3D, the library diffspect_nb, the command and a prior diffspect."
+    word = re.compile(rf"\b({'|'.join(AMERICAN)})\w*", re.IGNORECASE)
+    tag = re.compile(r"Center of Rotation Offset")  # DICOM's own name
+    found = [f"{name}: {match[0]}" for name, text in prose() for match in word.finditer(tag.sub("", text))]
+    found += [f"{name}: {m[0]}" for name, text in prose() for m in re.finditer(r"\bDiffSPECT\b(?!-3D)", text)]
+    assert not found, "; ".join(found)
 
 
 # ---- one version, no machine

@@ -96,7 +96,7 @@ def test_the_papers_walk(setting, sample, float32):
 def test_what_the_start_alone_keeps_of_x_in(sample):
     "No pull, no counts, no TV: from 999 nothing is left of x_in; from 960 a heart; from 800 nearly all."
     low, heart = reduced_study(sample, 0.05, None, seed=0), masks_of(sample)["heart"]
-    alone, prior = {"steps": 12, "lambda_dps": 0.0, "lambda_mlem": 0.0, "tv_weight": 0.0}, pretrained("mlem50")
+    alone, prior = {"steps": 4, "lambda_dps": 0.0, "lambda_mlem": 0.0, "tv_weight": 0.0}, pretrained("mlem50")
     beginning = outcome(beginning_steps(low, PaperWeights(**alone)))
     found = {"x_in": psnr(beginning.late / low.count_fraction, sample.truth, heart)}
     for start in (999, 960, 800):

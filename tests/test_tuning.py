@@ -1,7 +1,6 @@
 """Weights chosen by trials: the table that walks read, the choice, the resumption and the command."""
 
 import json
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from diffspect_nb import tuning
+from diffspect_nb.cli import main
 from diffspect_nb.cohort import simulated_study
 from diffspect_nb.core import InputError
 from diffspect_nb.geometry import tiny_grid
@@ -188,26 +188,22 @@ def test_trials_are_resumed_and_appended_once(tmp_path, monkeypatch):
     assert len(lines) == len(set(lines)) == 8 and sorted(asked) == [(1, 2), (1, 2), (2, 4)]
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from diffspect_nb.cli import main; raise SystemExit(main())", "tune", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), check=False)
-
-
-def test_what_the_command_refuses(tmp_path):
+def test_what_the_command_refuses(tmp_path, capsys):
     for words, text in (
         (["--settings", "counts 0.07"], "'counts 0.05'"),
         (["--sweeps", "lambda"], "'anchor'"),
         (["--patients", "0"], "at least 1"),
     ):
-        done = run(*words, "--out", str(tmp_path / "out"))
-        assert done.returncode == 2 and text in done.stderr and len(done.stderr.splitlines()) == 1
+        code, said = main(["tune", *words, "--out", str(tmp_path / "out")]), capsys.readouterr().err
+        assert code == 2 and text in said and len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.slow
 def test_a_small_tuning_end_to_end(tmp_path):
-    words = ["--patients", "1", "--settings", "views 3", "--sweeps", "updates", "--out", str(tmp_path)]
-    done = run(*words)
+    words = ["tune", "--patients", "1", "--settings", "views 3", "--sweeps", "updates", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", "from diffspect_nb.cli import main; raise SystemExit(main())", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and "example" in done.stderr, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "anchored.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["change"] for row in rows}) == 3
@@ -215,4 +211,4 @@ def test_a_small_tuning_end_to_end(tmp_path):
     table = json.loads((tmp_path / "anchored.json").read_text())
     assert table["about"]["patients"] == [910000] and list(table["weights"]) == list(SETTINGS)
     assert (tmp_path / "front.png").stat().st_size > 5000
-    assert run(*words).returncode == 0 and len((tmp_path / "anchored.jsonl").read_text().splitlines()) == 3
+    assert main(words) == 0 and len((tmp_path / "anchored.jsonl").read_text().splitlines()) == 3
