@@ -32,7 +32,7 @@ from .mlem import mlem, osem, subset_count
 from .phantom import lv_wall_share, torso
 from .prior import EARLY_UPDATES, LATE_UPDATES, Prior, intensity_scale, pretrained, save_checkpoint
 from .products import FootprintMatrix
-from .sampler import AnchoredWeights, PaperWeights, Weights, anchored_walk, paper_walk, tv_along_z
+from .sampler import AnchoredWeights, PaperWeights, anchored_walk, paper_walk, tv_along_z
 from .slice_network import Denoiser, SliceUNet, UNetConfig
 from .sparse import written_out
 from .system import Measurement, SystemMatrix
@@ -330,8 +330,8 @@ def live_patients(path: Path | None = None) -> dict[str, Tensor]:  # activity, w
     return {"activity": kept["activity"].float() * UNIT, "wall": wall, "heart": kept["heart"] > 0}
 
 # %% ../nbs/64a_live.ipynb #64a00024
-PAPER = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.004}  # see benchmarks/live.csv
-ANCHORED = {"anchor": 0.005}
+PAPER: dict[str, Any] = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.004}  # see benchmarks/live.csv
+ANCHORED: dict[str, Any] = {"anchor": 0.005}
 
 
 @dataclass(frozen=True)
@@ -406,10 +406,11 @@ def live_prior() -> Prior:
 def live_denoiser(prior: Prior | None = None) -> Denoiser:
     "The small prior's denoiser in single precision, as the page has it; default: the shipped one."
     prior = prior or live_prior()
+    assert isinstance(prior.net, SliceUNet)
     return Denoiser(prior.net, None, prior.schedule, (0.0, CEILING), torch.float32)
 
 
-def live_steps(acquired: LiveAcquisition, weights: Weights, denoise: Denoiser) -> Iterator[Step]:
+def live_steps(acquired: LiveAcquisition, weights: PaperWeights | AnchoredWeights, denoise: Denoiser) -> Iterator[Step]:
     "The walk that the weights belong to, one `Step` per noise level, images in full-dose photons."
     start = acquired.measurement, acquired.mlem if isinstance(weights, PaperWeights) else acquired.late, acquired.scale
     if isinstance(weights, PaperWeights):
