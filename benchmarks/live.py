@@ -2,8 +2,8 @@
 
 `python benchmarks/live.py train [--config benchmarks/live.json] [--folder DIR] [--ship]` trains the small prior; it may
 be stopped and called again; `--ship` puts the prior and the page's patients where the library finds them.
-`python benchmarks/live.py grid [--patients 8] [--csv benchmarks/live.csv]` moves one slider at a time from the shipped
-values, on the first patients of the page (validation), at 5 % of the counts with nine views: PSNR of the heart against
+`python benchmarks/live.py grid [--patients 8] [--dose 0.05] [--only SETTING …]` moves one slider at a time from the
+shipped values, on the first patients of the page (validation), with nine views: PSNR of the heart against
 the truth, and reduced deviance. Rows that the CSV has are not computed again. The best value of each slider stands at
 the end, with the mean over the patients; it must lie inside the range."""
 
@@ -53,16 +53,18 @@ def train(config: Path, folder: Path, ship: bool) -> None:
         make_patients(shipped("patients"))
 
 
-def rows(prior: str, patients: int, known: set[tuple]) -> Iterator[dict]:
+def rows(prior: str, patients: int, dose: float, only: list[str], known: set[tuple]) -> Iterator[dict]:
     "One run for each patient and value of a slider, the others as they are shipped."
     denoise = live_denoiser(pretrained(prior))
     for patient in range(patients):
-        state = LiveState(patient=patient)
+        state = LiveState(patient=patient, dose=dose)
         acquired = live_acquisition(state)
         for (walk, setting), values in GRID.items():
-            shipped = (PAPER if walk == "paper" else ANCHORED)[setting]
-            for value in sorted({*values, shipped}):
-                if (str(patient), setting, f"{value:g}") in known:
+            if only and setting not in only:
+                continue
+            own = (PAPER if walk == "paper" else ANCHORED)[setting]
+            for value in sorted({*values, own}):
+                if (str(patient), f"{dose:g}", setting, f"{value:g}") in known:
                     continue
                 weights = replace(getattr(state, walk), **{setting: value})
                 *_, last = live_steps(acquired, weights, denoise)
@@ -78,6 +80,8 @@ def report(table: list[dict]) -> None:
         found[row["walk"], row["setting"], float(row["value"])].append(float(row["psnr_db"]))
     for walk, setting in GRID:
         means = {v: np.mean(s) for (w, name, v), s in sorted(found.items()) if (w, name) == (walk, setting)}
+        if not means:
+            continue
         best = max(means, key=lambda v: means[v])
         told = "  ".join(f"{v:g}: {m:.2f}" for v, m in means.items())
         inside = "inside" if min(means) < best < max(means) else "AT THE END"
@@ -91,17 +95,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=cache_dir() / "live")
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--patients", type=int, default=8)
+    parser.add_argument("--dose", type=float, default=0.05)
+    parser.add_argument("--only", nargs="+", default=[], help="of the settings")
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("live.csv"))
     parser.add_argument("--prior", default=str(shipped("prior")), help="a .safetensors file; default: the shipped one")
     args = parser.parse_args()
     if args.what == "train":
         return train(args.config, args.folder, args.ship)
     table: list[dict] = read_csv(args.csv)
-    known = {(row["patient"], row["setting"], f"{float(row['value']):g}") for row in table}
-    for row in rows(args.prior, args.patients, known):
+    known = {(row["patient"], row["dose"], row["setting"], f"{float(row['value']):g}") for row in table}
+    for row in rows(args.prior, args.patients, args.dose, args.only, known):
         table.append(row)
         write_csv(args.csv, table)
-    report(table)
+    report([row for row in table if float(row["dose"]) == args.dose])
 
 
 if __name__ == "__main__":

@@ -231,7 +231,4 @@ def _walks(low: Study, denoise: Denoise, paper: PaperWeights, anchored: Anchored
     measured = low.measurement()
     x_in = osem(measured, 3)
     scale = 1 / max(float(x_in[low.heart].max()), 1e-6)
-    return (
-        paper_walk(denoise, measured, x_in, scale, paper),
-        anchored_walk(denoise, measured, x_in, scale, anchored),
-    )
+    return (paper_walk(denoise, measured, x_in, scale, paper), anchored_walk(denoise, measured, x_in, scale, anchored))

@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import scipy.sparse
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 import diffspect_nb
 from .anatomy import draw_heart
 from .cohort import FIRST_VALIDATION
-from .core import ImageGrid, InputError, Step, last
+from .core import ImageGrid, InputError, Step
 from .diffusion import CEILING, SCHEDULES
 from .files import atomic_path, cache_dir
 from .fit import Nets, TrainStep, fit
@@ -33,7 +32,7 @@ from .mlem import mlem, osem, subset_count
 from .phantom import lv_wall_share, torso
 from .prior import EARLY_UPDATES, LATE_UPDATES, Prior, intensity_scale, pretrained, save_checkpoint
 from .products import FootprintMatrix
-from .sampler import AnchoredWeights, PaperWeights, Weights, anchored_walk, paper_walk, tv_along_z
+from .sampler import AnchoredWeights, PaperWeights, anchored_walk, paper_walk, tv_along_z
 from .slice_network import Denoiser, SliceUNet, UNetConfig
 from .sparse import written_out
 from .system import Measurement, SystemMatrix
@@ -45,7 +44,7 @@ __all__ = ['EDGE', 'VOXEL_MM', 'FIELD_MM', 'N_VIEWS', 'PIXELS', 'N_SLICES', 'FUL
            'spread_views', 'Slab', 'live_slab', 'live_expected', 'live_scale', 'LiveConfig', 'live_cohort',
            'train_live', 'live_noise', 'live_counts', 'draw_strokes', 'shipped', 'make_patients', 'live_patients',
            'LiveState', 'LiveAcquisition', 'live_acquisition', 'tv_in_plane', 'live_prior', 'live_denoiser',
-           'live_steps', 'noise_deviance', 'live_scores', 'live_figure']
+           'live_steps', 'noise_deviance', 'live_scores']
 
 # %% ../nbs/64a_live.ipynb #64a00006
 EDGE, VOXEL_MM, FIELD_MM = 64, 4.0, 120.0  # pixels of the slice's edge; their edge; radius of what emits
@@ -331,8 +330,8 @@ def live_patients(path: Path | None = None) -> dict[str, Tensor]:  # activity, w
     return {"activity": kept["activity"].float() * UNIT, "wall": wall, "heart": kept["heart"] > 0}
 
 # %% ../nbs/64a_live.ipynb #64a00024
-PAPER = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.004}  # see benchmarks/live.csv
-ANCHORED = {"anchor": 0.005}
+PAPER: dict[str, Any] = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.004}  # see benchmarks/live.csv
+ANCHORED: dict[str, Any] = {"anchor": 0.005}
 
 
 @dataclass(frozen=True)
@@ -407,10 +406,11 @@ def live_prior() -> Prior:
 def live_denoiser(prior: Prior | None = None) -> Denoiser:
     "The small prior's denoiser in single precision, as the page has it; default: the shipped one."
     prior = prior or live_prior()
+    assert isinstance(prior.net, SliceUNet)
     return Denoiser(prior.net, None, prior.schedule, (0.0, CEILING), torch.float32)
 
 
-def live_steps(acquired: LiveAcquisition, weights: Weights, denoise: Denoiser) -> Iterator[Step]:
+def live_steps(acquired: LiveAcquisition, weights: PaperWeights | AnchoredWeights, denoise: Denoiser) -> Iterator[Step]:
     "The walk that the weights belong to, one `Step` per noise level, images in full-dose photons."
     start = acquired.measurement, acquired.mlem if isinstance(weights, PaperWeights) else acquired.late, acquired.scale
     if isinstance(weights, PaperWeights):
@@ -440,22 +440,3 @@ def live_scores(acquired: LiveAcquisition, image: Tensor) -> dict[str, float]:
         "log_likelihood": measured.log_likelihood(photons),
         "deviance": float(deviance / noise_deviance(expected).sum()),
     }
-
-# %% ../nbs/64a_live.ipynb #64a00033
-def live_figure(state: LiveState | None = None) -> plt.Figure:
-    "The patient, MLEM and where both walks end, on one scale."
-    state, denoise = state or LiveState(), live_denoiser()
-    acquired = live_acquisition(state)
-    images = {"patient": acquired.truth, "MLEM, 50 updates": acquired.mlem / acquired.dose}
-    for name, weights in (("the paper's walk", state.paper), ("the anchored walk", state.anchored)):
-        images[name] = last(live_steps(acquired, weights, denoise)).image
-    fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), constrained_layout=True)
-    half, top = EDGE * VOXEL_MM / 2, 1.1 * float(acquired.truth[acquired.heart].max())
-    for ax, (name, image) in zip(axes, images.items(), strict=True):
-        shown = ax.imshow(image[0], cmap="inferno", vmin=0, vmax=top, extent=(-half, half, half, -half))
-        score = "" if name == "patient" else f"\n{live_scores(acquired, image)['psnr']:.1f} dB in the heart"
-        ax.set_title(name + score, size=9)
-        ax.set(xlabel="x (mm)")
-    fig.colorbar(shown, ax=axes, label="photons per pixel, full dose")
-    fig.suptitle(f"{state.dose:.0%} of the counts, {state.views} views", size=9)
-    return fig

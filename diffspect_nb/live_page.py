@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import matplotlib.pyplot as plt
 import torch
 import traitlets
 from safetensors.torch import save
 from torch import Tensor
 
+from .core import last
 from diffspect_nb.live import (
+    EDGE,
     FULL_COUNTS,
     STROKES,
     UNIT,
     VOXEL_MM,
     LiveState,
-    live_figure,
+    live_acquisition,
+    live_denoiser,
     live_grid,
     live_patients,
     live_prior,
+    live_scores,
+    live_steps,
     live_system,
 )
 from .prior import RECOVERY, Prior, around_heart
@@ -34,7 +40,7 @@ from .sparse import SparseMatrix
 from .viewer import STATIC, color_table, with_picture
 
 # %% auto #0
-__all__ = ['SCRIPTS', 'PAGE', 'live_bundle', 'write_live_page', 'LiveWidget']
+__all__ = ['SCRIPTS', 'PAGE', 'live_bundle', 'write_live_page', 'live_figure', 'LiveWidget']
 
 # %% ../nbs/64b_live_page.ipynb #64b00006
 def _network_tensors(net: SliceUNet) -> dict[str, Tensor]:
@@ -98,6 +104,25 @@ import { open } from "./live.js";
 open(document.getElementById("live"), new URL(".", document.baseURI)).catch((error) => console.error(error));
 </script></body></html>
 """
+
+# %% ../nbs/64b_live_page.ipynb #64b00014
+def live_figure(state: LiveState | None = None) -> plt.Figure:
+    "The patient, MLEM and where both walks end, on one scale."
+    state, denoise = state or LiveState(), live_denoiser()
+    acquired = live_acquisition(state)
+    images = {"patient": acquired.truth, "MLEM, 50 updates": acquired.mlem / acquired.dose}
+    for name, weights in (("the paper's walk", state.paper), ("the anchored walk", state.anchored)):
+        images[name] = last(live_steps(acquired, weights, denoise)).image
+    fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), constrained_layout=True)
+    half, top = EDGE * VOXEL_MM / 2, 1.1 * float(acquired.truth[acquired.heart].max())
+    for ax, (name, image) in zip(axes, images.items(), strict=True):
+        shown = ax.imshow(image[0], cmap="inferno", vmin=0, vmax=top, extent=(-half, half, half, -half))
+        score = "" if name == "patient" else f"\n{live_scores(acquired, image)['psnr']:.1f} dB in the heart"
+        ax.set_title(name + score, size=9)
+        ax.set(xlabel="x (mm)")
+    fig.colorbar(shown, ax=axes, label="photons per pixel, full dose")
+    fig.suptitle(f"{state.dose:.0%} of the counts, {state.views} views", size=9)
+    return fig
 
 # %% ../nbs/64b_live_page.ipynb #64b00010
 class LiveWidget(anywidget.AnyWidget):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from .volume_network import VolumeConfig, VolumeUNet
 
 # %% auto #0
 __all__ = ['BOUNDS', 'COUNTED', 'WALKED', 'NAMED', 'CHECKPOINT', 'check_fields', 'from_fields', 'TrainConfig', 'Batch',
-           'batch_of', 'importance', 'noise_objective', 'begun', 'provenance_of', 'train']
+           'batch_of', 'importance', 'NoiseTold', 'noise_objective', 'begun', 'provenance_of', 'train']
 
 # %% ../nbs/16_training.ipynb #e8899f95
 BOUNDS = {  # of what a training may be told
@@ -186,7 +186,18 @@ def importance(patients: Patients, who: Tensor, config: TrainConfig, support: Te
     return weight / weight.mean()
 
 # %% ../nbs/16_training.ipynb #84c0956e
-def noise_objective(config: TrainConfig, schedule: NoiseSchedule) -> Objective:
+class NoiseTold(Protocol):
+    "What the loss asks of a configuration."
+
+    @property
+    def network(self) -> UNetConfig | VolumeConfig: ...
+    @property
+    def vlb_weight(self) -> float: ...
+    @property
+    def regional_weight(self) -> float: ...
+
+
+def noise_objective(config: NoiseTold, schedule: NoiseSchedule) -> Objective:
     "The prior's loss: one part, `net`, and the scalars simple, vlb and, where asked for, regional."
     predict = config.network.predict if isinstance(config.network, VolumeConfig) else "epsilon"
 

@@ -157,12 +157,12 @@ def test_the_small_prior_is_small_and_helps():
     assert sum(p.numel() for p in net.parameters()) <= 500_000
     denoise, gains = live_denoiser(), []
     for patient in (8, 9, 10):
-        state = LiveState(patient=patient, views=19)
+        state = LiveState(patient=patient)
         acquired = live_acquisition(state)
         *_, step = live_steps(acquired, state.anchored, denoise)
         before = live_scores(acquired, acquired.mlem / acquired.dose)["psnr"]
         gains.append(live_scores(acquired, step.image)["psnr"] - before)
-    assert np.mean(gains) > 1  # dB above MLEM-50
+    assert np.mean(gains) > 0.5  # dB above MLEM-50
 
 
 # ---- the page

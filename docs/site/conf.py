@@ -33,7 +33,7 @@ html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": True,
     "show_toc_level": 2,
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 6,
     "navbar_persistent": ["search-button"],
     "secondary_sidebar_items": {"**": ["page-toc"]} | {page: [] for page in _wide},
     "pygments_light_style": "a11y-high-contrast-light",
