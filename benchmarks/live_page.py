@@ -11,15 +11,12 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from diffspect_nb.live_page import write_live_page
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from browser import headless
+from browser import files_served, headless
 
 ROOT = "document.getElementById('live')"
 READY = f"(() => {{ const r = {ROOT}; return r.live && Number(r.dataset.done) === r.live.run; }})()"
@@ -86,18 +83,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--walks", type=int, default=200)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as top, headless() as browser:
+    with tempfile.TemporaryDirectory() as top, headless() as browser, files_served(Path(top)) as address:
         write_live_page(Path(top) / "some" / "where")
-        handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=top)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         load = os.getloadavg()[0]
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        found = measure(page, f"http://127.0.0.1:{server.server_port}/some/where/", args.walks)
+        found = measure(page, f"{address}/some/where/", args.walks)
         for name, value in found.items():
             print(f"{name}: {value if isinstance(value, str | list) else f'{value:.3g}'}")
         print(f"load average {load:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
-        server.shutdown()
 
 
 if __name__ == "__main__":

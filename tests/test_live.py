@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
-from browser import headless
+from browser import files_served, headless
 
 from diffspect_nb.core import InputError
 from diffspect_nb.geometry import project_points
@@ -173,11 +170,8 @@ def address(tmp_path_factory):
     "The page in a sub-folder of a plain file server."
     top = tmp_path_factory.mktemp("served")
     write_live_page(top / "some" / "where")
-    handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=top)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/some/where/"
-    server.shutdown()
+    with files_served(top) as served:
+        yield f"{served}/some/where/"
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,12 @@ import html
 import re
 import subprocess
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
-from browser import headless
+from browser import files_served, headless
 from conftest import ROOT
 
 from diffspect_nb.core import show_slices
@@ -42,11 +39,8 @@ def site() -> Path:
 @pytest.fixture(scope="module")
 def address(site):
     "The site on loopback."
-    handler = partial(type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=site)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with files_served(site) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
