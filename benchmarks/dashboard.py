@@ -65,7 +65,8 @@ class Driver:
         self.state = page.locator(".dsd-state")
         self.done = page.locator(".dsd-state", has_text="done in")
         chosen = page.locator(".widget-dropdown", has_text="method").locator("select").first
-        names = chosen.locator("option").all_inner_texts()
+        chosen.locator("option").first.wait_for(state="attached", timeout=120_000)
+        names = chosen.locator("option").all_text_contents()
         chosen.select_option(label=next(name for name in names if method in name.lower()))
         self.knob = page.locator(f".dsd-knob:has(b:text-is('{KNOBS[method]}')) input[type=range]")
         self.knob.wait_for(timeout=60_000)
