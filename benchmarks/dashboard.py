@@ -23,10 +23,10 @@ dashboard = ReconstructionDashboard()
 dashboard"""
 WATCH = """() => {
     window.drawn = [];
-    const shown = document.querySelectorAll('.dsv-volume')[1].querySelector('canvas');
-    let before = shown.toDataURL();
+    const seen = () => document.querySelectorAll('.dsv-volume')[1].querySelector('canvas').toDataURL();
+    let before = seen();
     const look = () => {
-        const now = shown.toDataURL();
+        const now = seen();
         if (now !== before) { before = now; window.drawn.push(performance.now()); }
         requestAnimationFrame(look);
     };
