@@ -254,7 +254,7 @@ def plot_front(rows: Sequence[dict], picked: dict[str, dict]) -> plt.Figure:
 
 # %% ../nbs/51_tuning.ipynb #dfe80ece
 def present_table(method: str) -> dict:
-    "What a walk takes today at every setting: the table that ships, else the weights that sweeps try."
+    "What a walk takes by itself at every setting: the table that ships, else the weights that sweeps try."
     if has_table(method):
         return shipped_table(method)
     found = {}
