@@ -2,10 +2,13 @@
 
 `python benchmarks/live.py train [--config benchmarks/live.json] [--folder DIR] [--ship]` trains the small prior; it may
 be stopped and called again; `--ship` puts the prior and the page's patients where the library finds them.
-`python benchmarks/live.py grid [--patients 8] [--dose 0.05] [--only SETTING …]` moves one slider at a time from the
-shipped values, on the first patients of the page (validation), with nine views: PSNR of the heart against
+`python benchmarks/live.py grid [--patients 8] [--dose 0.05] [--views 9] [--jacobian network] [--only SETTING …]` moves
+one slider at a time from the shipped values, on the first patients of the page (validation): PSNR of the heart against
 the truth, and reduced deviance. Rows that the CSV has are not computed again. The best value of each slider stands at
-the end, with the mean over the patients; it must lie inside the range."""
+the end, with the mean over the patients.
+
+λ_TV pays where grain is left: `--dose 0.01 --views 19 --jacobian identity --only tv_weight`; the gradient through the
+network leaves none."""
 
 import argparse
 import shutil
@@ -36,10 +39,11 @@ from diffspect_nb.training import CHECKPOINT
 GRID = {
     ("paper", "lambda_dps"): (0.0, 0.1, 0.2, 0.3, 0.6),
     ("paper", "lambda_mlem"): (0.0, 0.1, 0.2, 0.4, 0.6),
-    ("paper", "tv_weight"): (0.0, 0.002, 0.004, 0.01, 0.03),
+    ("paper", "tv_weight"): (0.0, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08),
     ("anchored", "anchor"): (0.001, 0.002, 0.005, 0.02, 0.1),
 }
-COLUMNS = ("patient", "dose", "views", "walk", "setting", "value", "psnr_db", "deviance")
+PLACE = ("dose", "views", "jacobian")  # where a slider is moved
+COLUMNS = ("patient", *PLACE, "walk", "setting", "value", "psnr_db", "deviance")
 
 
 def train(config: Path, folder: Path, ship: bool) -> None:
@@ -53,24 +57,30 @@ def train(config: Path, folder: Path, ship: bool) -> None:
         make_patients(shipped("patients"))
 
 
-def rows(prior: str, patients: int, dose: float, only: list[str], known: set[tuple]) -> Iterator[dict]:
+def key(row: dict) -> tuple:
+    "What tells one row from another."
+    return tuple(f"{float(row[k]):g}" if k in ("dose", "value") else str(row[k]) for k in COLUMNS[:-2])
+
+
+def rows(prior: str, patients: int, place: dict, only: list[str], known: set[tuple]) -> Iterator[dict]:
     "One run for each patient and value of a slider, the others as they are shipped."
     denoise = live_denoiser(pretrained(prior))
     for patient in range(patients):
-        state = LiveState(patient=patient, dose=dose)
+        state = LiveState(patient=patient, dose=place["dose"], views=place["views"])
+        state = replace(state, paper=replace(state.paper, jacobian=place["jacobian"]))
         acquired = live_acquisition(state)
         for (walk, setting), values in GRID.items():
             if only and setting not in only:
                 continue
             own = (PAPER if walk == "paper" else ANCHORED)[setting]
             for value in sorted({*values, own}):
-                if (str(patient), f"{dose:g}", setting, f"{value:g}") in known:
+                row = {"patient": patient} | place | {"walk": walk, "setting": setting, "value": value}
+                if key(row) in known:
                     continue
                 weights = replace(getattr(state, walk), **{setting: value})
                 *_, last = live_steps(acquired, weights, denoise)
                 scores = live_scores(acquired, last.image)
-                found = (patient, state.dose, state.views, walk, setting, value, scores["psnr"], scores["deviance"])
-                yield dict(zip(COLUMNS, found, strict=True))
+                yield row | {"psnr_db": scores["psnr"], "deviance": scores["deviance"]}
 
 
 def report(table: list[dict]) -> None:
@@ -96,18 +106,20 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--patients", type=int, default=8)
     parser.add_argument("--dose", type=float, default=0.05)
+    parser.add_argument("--views", type=int, default=9)
+    parser.add_argument("--jacobian", choices=("network", "identity"), default="network", help="of the paper's walk")
     parser.add_argument("--only", nargs="+", default=[], help="of the settings")
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("live.csv"))
     parser.add_argument("--prior", default=str(shipped("prior")), help="a .safetensors file; default: the shipped one")
     args = parser.parse_args()
     if args.what == "train":
         return train(args.config, args.folder, args.ship)
-    table: list[dict] = read_csv(args.csv)
-    known = {(row["patient"], row["dose"], row["setting"], f"{float(row['value']):g}") for row in table}
-    for row in rows(args.prior, args.patients, args.dose, args.only, known):
+    table: list[dict] = read_csv(args.csv) if args.csv.exists() else []
+    place = {name: getattr(args, name) for name in PLACE}
+    for row in rows(args.prior, args.patients, place, args.only, {key(row) for row in table}):
         table.append(row)
         write_csv(args.csv, table)
-    report([row for row in table if float(row["dose"]) == args.dose])
+    report([row for row in table if key(row)[1:4] == (f"{args.dose:g}", str(args.views), args.jacobian)])
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ def live_patients(path: Path | None = None) -> dict[str, Tensor]:  # activity, w
     return {"activity": kept["activity"].float() * UNIT, "wall": wall, "heart": kept["heart"] > 0}
 
 # %% ../nbs/64a_live.ipynb #64a00024
-PAPER: dict[str, Any] = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.004}  # see benchmarks/live.csv
+PAPER: dict[str, Any] = {"lambda_dps": 0.2, "lambda_mlem": 0.2, "tv_weight": 0.0}  # see benchmarks/live.csv
 ANCHORED: dict[str, Any] = {"anchor": 0.005}
 
 

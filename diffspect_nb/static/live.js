@@ -22,7 +22,7 @@ const SLIDERS = [
   ["", "views", "views", "pinholes on the half circle", 1, 19, 1, plain(0)],
   ["paper", "lambda_dps", "λ_dps", "pull towards the MLEM image", 0, 0.6, 0.01, plain(2)],
   ["paper", "lambda_mlem", "λ_mlem", "share given to MLEM's answer", 0, 0.6, 0.01, plain(2)],
-  ["paper", "tv_weight", "λ_TV", "smoothing between neighbours", 0, 0.03, 0.001, plain(3)],
+  ["paper", "tv_weight", "λ_TV", "smoothing between neighbours", 0, 0.1, 0.002, plain(3)],
   ["paper", "steps", "N", "noise levels visited", 5, 50, 1, plain(0)],
   ["paper", "start", "T", "first noise level; low: late start", 100, 999, 1, plain(0)],
   ["anchored", "anchor", "b", "weight of the prior against the counts", -3, 1, 0.05, (v) => Number(v.toPrecision(2)).toString()],
@@ -38,7 +38,7 @@ const LESSON = [
   ["At which dose does the defect go?", "This patient has a gap in the wall, at seven o'clock. Turn the dose down, one mark at a time. Which image loses the gap first, and which one still shows it at the lowest dose where MLEM does not?", { patient: 0, strokes: [["defect", -10, 33]], dose: 0.2, views: 19 }],
   ["What does the prior know alone?", "With λ_dps, λ_mlem and λ_TV at zero nothing but the first step has seen the counts. The image is a heart. Is it this patient's? Press new seed a few times.", { paper: { lambda_dps: 0, lambda_mlem: 0, tv_weight: 0 } }],
   ["Who is right, the image or the counts?", "λ_dps pulls every step to the MLEM image, noise included. λ_mlem asks the counts themselves. Raise one, then the other, and watch the PSNR: where does each turn round, and is it the same place for the next patient?", { paper: { lambda_dps: 0.05, lambda_mlem: 0.02, tv_weight: 0 }, dose: 0.05 }],
-  ["What does smoothing cost?", "Turn λ_TV up: the noise goes, and the thin wall with it. Does the deviance notice? Is there a dose at which it pays?", { paper: { tv_weight: 0.015 } }],
+  ["What does smoothing cost?", "One per cent of the counts, and the gradient taken past the network: grain is left. Turn λ_TV up: the grain goes, and in the end the thin wall with it. Where is the PSNR best? Then let the gradient go through the network. Does smoothing still pay?", { dose: 0.01, views: 19, paper: { jacobian: "identity", tv_weight: 0 } }],
   ["Few views or few counts?", "Five views with every photon, or nineteen with a quarter of them: the same counts. Streaks or grain: which one does each walk repair better?", { views: 5, dose: 1 }],
   ["Can the prior be surprised?", "No training patient has two hearts. This one has. Let the prior weigh more (b up): from which value on does the second heart fade, and does the deviance tell you?", { strokes: [["heart", 60, 48]], dose: 0.05, views: 19 }],
   ["Does a late start help?", "Start the anchored walk low: it begins from a good image and changes little. Start high: it forgets. Where is its PSNR best, and do more steps change that place?", { anchored: { start: 300 } }],
@@ -112,6 +112,7 @@ export function build(root, { worker, buffer, colors, address = null, changed = 
   const before = [...root.childNodes];
   root.replaceChildren(make("div", { class: "dsl" }, controls, figure, lesson));
   root.classList.add("dsl-outer");
+  root.addEventListener("keydown", (event) => event.stopPropagation()); // a notebook has uses of its own for arrows
 
   // ---- state
   const fresh = (wanted) => merge(structuredClone(about.defaults), wanted);
