@@ -426,23 +426,22 @@ def make_missing(cohort: Cohort, label: str, workers: Workers | None, device: st
     raise InputError(f"{first}: not made; a process was lost {RETRIES + 1} times (out of memory?): use fewer workers")
 
 # %% ../nbs/15_cohort.ipynb #a7caed0d
-def _read_patient(cohort: Cohort, seed: int, label: str) -> dict[str, Tensor]:
-    "Tensors of one patient; the label's is `label`."
-    with safe_open(cohort.path(seed, "truth" if cohort.seen else label), framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in (*KEPT, *(SEEN if cohort.seen else ()))}
-    with safe_open(cohort.path(seed, label), framework="pt") as file:
-        return found | {"label": file.get_tensor(label)}
+def _read(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+    "Tensors of a file."
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
 
 
 def load_patients(cohort: Cohort, label: str) -> Patients:
     "What `Cohort.load` does."
-    read = []
+    read, wanted = [], (*KEPT, *(SEEN if cohort.seen else ()))
     for seed in cohort.seeds:
+        path = cohort.path(seed, "truth" if cohort.seen else label)
         try:
-            read.append(_read_patient(cohort, seed, label))
+            read.append(_read(path, wanted) | {"label": _read(cohort.path(seed, label), (label,))[label]})
         except (OSError, SafetensorError) as e:
             rule = f"patient {seed} of the cohort cannot be read ({e}); run `Cohort.make` first"
-            raise InputError(f"{cohort.path(seed, 'truth' if cohort.seen else label)}: {rule}") from None
+            raise InputError(f"{path}: {rule}") from None
     stacked = {name: torch.stack([own[name] for own in read]) for name in read[0]}
     stacked |= {name: torch.zeros(cohort.n, 0) for name in SEEN if name not in stacked}
     mu = stacked.pop("mu")
