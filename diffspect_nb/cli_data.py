@@ -242,7 +242,7 @@ def benchmark_methods(args: argparse.Namespace) -> dict[str, Method]:
             raise InputError("--ablation takes the paper's method apart: leave out --method")
         paper = partial(Named, PaperWeights.method, args.prior, args.device)
         parts = {name: paper(changes=tuple(changes.items())).ready() for name, changes in ABLATION.items()}
-        return {BARE: Named("mlem", passes=50).ready(), **parts}
+        return {BARE: Named("mlem", device=args.device, passes=50).ready(), **parts}
     names = dict.fromkeys(args.method or [DEFAULT_METHOD])
     if args.prior and not any(name in WALKS for name in names):
         raise InputError(f"--prior belongs to methods {' and '.join(WALKS)}, not {', '.join(names)}")

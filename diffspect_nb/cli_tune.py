@@ -54,6 +54,7 @@ def tune_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--settings", nargs="+", metavar="SETTING", help=text)
     sub.add_argument("--sweeps", nargs="+", metavar="WEIGHT", help="only these weights, in the order of the method's")
     sub.add_argument("--prior", help="shipped checkpoint or a .safetensors file; default: the method's own")
+    sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to reconstruct (default cpu)")
     workers_options(sub)
     sub.add_argument("--out", default="out/tune", help="folder for trials, front and table")
     text = "write the table into the package, where every walk reads it"
@@ -65,7 +66,7 @@ def run_tune(args: argparse.Namespace) -> None:
     from diffspect_nb import tuning
     from diffspect_nb.cli_study import writable
     from diffspect_nb.cohort import FIRST_VALIDATION
-    from diffspect_nb.core import InputError
+    from diffspect_nb.core import InputError, usable_device
     from diffspect_nb.work import workers_of
 
     out, settings, started = writable(args.out), args.settings or tuning.SETTINGS, time.perf_counter()
@@ -73,13 +74,13 @@ def run_tune(args: argparse.Namespace) -> None:
     _check(args.sweeps, [sweep.name for sweep in tuning.SWEEPS[args.method]], "--sweeps")
     if args.patients < 1:
         raise InputError(f"--patients must be at least 1, got {args.patients}")
-    workers = workers_of(args.workers, args.dask)
+    workers, device = workers_of(args.workers, args.dask), str(usable_device(args.device))
     if args.patients < LEAST_PATIENTS:
         print(f"note: {args.patients} patient(s) are an example; {LEAST_PATIENTS} choose a weight", file=sys.stderr)
     patients, path = range(FIRST_VALIDATION, FIRST_VALIDATION + args.patients), out / f"{args.method}.jsonl"
 
     def run(trials: Sequence[tuning.Trial]) -> list[dict]:
-        rows = tuning.run_trials(path, patients, trials, args.prior, workers)
+        rows = tuning.run_trials(path, patients, trials, args.prior, workers, device)
         for n, found in enumerate(rows, 1):
             spent = f"{time.perf_counter() - started:6.0f} s"
             who = f"patient {found[0]['patient']} ({n} of {len(patients)})"

@@ -63,11 +63,11 @@ def given_back(
 ) -> Tensor:  # (z, y, x), the scale of the truth
     "The image that a prior makes of the noised truth in one evaluation."
     looked = [a if i in SIGHTS[sight] else None for i, a in enumerate(shown.seen)]
-    mu, early, late = looked[0], *(None if a is None else a * prior.unit for a in looked[1:])
-    x0 = shown.truth.to(prior.device) * prior.unit
+    mu, early, late = looked
+    x0 = shown.truth.to(prior.device)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
     spoiled = add_noise(x0, noise, level, prior.schedule)
-    return prior.denoiser(mu, early, late)(spoiled, level).cpu() / prior.unit
+    return prior.denoiser(mu, early, late)(spoiled, level).cpu()
 
 
 def probe_rows(

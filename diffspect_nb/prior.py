@@ -141,11 +141,6 @@ class Prior:
     provenance: dict
 
     @property
-    def unit(self) -> float:
-        "What normal myocardium is in this prior's scale (1, but for checkpoints made before that was the rule)."
-        return float(self.provenance.get("unit", 1.0))
-
-    @property
     def device(self) -> torch.device:
         "Where the network is; reconstructions with this prior run there."
         return next(self.net.parameters()).device
@@ -193,7 +188,7 @@ def pretrained_path(name: str) -> Path:
 def pretrained(name: str = DEFAULT_PRIOR, device: str | torch.device = "cpu") -> Prior:
     """A prior shipped with the package, or one from a .safetensors file.
 
-    `diffspect`: volumes, true activity; `mlem50`: slices, full-dose MLEM-50 images, as the paper's.
+    `diffspect`: volumes, true activity; `paper`: slices, full-dose MLEM-50 images, as the paper's.
     Raises `InputError` if there is none or PyTorch cannot use the device."""
     net, provenance = load_checkpoint(pretrained_path(name))
     return Prior(net.to(usable_device(device)), provenance)

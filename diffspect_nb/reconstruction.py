@@ -186,7 +186,7 @@ def reconstruction_steps(
     scale = intensity_scale(beginning.early / dose, study.grid, len(study.views))
     history: dict[str, Any] = {"denoiser": "given by the caller"}
     if own:
-        scale, history = scale * own.unit, own.provenance
+        history = own.provenance
         early, late = (image * (scale / dose) for image in (beginning.early, beginning.late))
         denoise = own.denoiser(study.mu, early, late)
     assert denoise is not None  # the caller's or the prior's

@@ -128,7 +128,7 @@ class PaperWeights(Weights):
     "Weights of DiffSPECT-3D's walk as published; `for_level(C)` gives the paper's fits. Raises `InputError`."
 
     method: ClassVar[str] = "paper"
-    prior: ClassVar[str] = "mlem50"
+    prior: ClassVar[str] = "paper"
     input_subsets: ClassVar[int] = 1
 
     lambda_dps: float = described(

@@ -100,15 +100,15 @@ class Trial:
 
 
 @lru_cache(maxsize=1)
-def _prior(name: str) -> Prior:
-    return pretrained(name)
+def _prior(name: str, device: str) -> Prior:
+    return pretrained(name, device)
 
 
-def patient_trials(patient: int, trials: Sequence[Trial], prior: str | None = None) -> list[dict]:
+def patient_trials(patient: int, trials: Sequence[Trial], prior: str | None = None, device: str = "cpu") -> list[dict]:
     "A row for every trial on one validation patient: decibels, error of contrast, deviance and seconds."
     study, rows = validation_study(patient), []
     assert study.truth is not None
-    references = {"db": study.truth, "mlem50_db": mlem(surrounded(study).measurement(), 50)}
+    references = {"db": study.truth, "mlem50_db": mlem(surrounded(study, device).measurement(device), 50).cpu()}
     masks, regions = masks_of(study), defect_regions(study)
     begun: dict[tuple, tuple[Study, Beginning]] = {}
     for trial in trials:
@@ -118,18 +118,18 @@ def patient_trials(patient: int, trials: Sequence[Trial], prior: str | None = No
         key = trial.setting, weights.iterations, weights.input_subsets
         if key not in begun:
             begun.clear()  # trials come setting by setting
-            low = surrounded(reduced(study, trial.setting, patient))
-            begun[key] = low, outcome(beginning_steps(low, weights))
+            low = surrounded(reduced(study, trial.setting, patient), device)
+            begun[key] = low, outcome(beginning_steps(low, weights, low.measurement(device)))
         low, beginning = begun[key]
         started = time.perf_counter()
-        result = reconstruct(low, weights, _prior(prior or kind.prior), beginning=beginning)
-        row = trial.about(patient) | {"seconds": round(time.perf_counter() - started, 2)}
+        result = reconstruct(low, weights, _prior(prior or kind.prior, device), beginning=beginning)
+        image, row = result.image.cpu(), trial.about(patient) | {"seconds": round(time.perf_counter() - started, 2)}
         row |= {"count_level": round(low.count_level, 5)}
         row |= {sweep.name: getattr(weights, sweep.name) for sweep in SWEEPS[trial.method]}
         for what, reference in references.items():
-            found = {f"{m.replace(' ', '_')}_{what}": psnr(result.image, reference, at) for m, at in masks.items()}
+            found = {f"{m.replace(' ', '_')}_{what}": psnr(image, reference, at) for m, at in masks.items()}
             row |= {name: round(db, 4) for name, db in found.items()}
-        errors = contrast_errors(result.image, study, regions)
+        errors = contrast_errors(image, study, regions)
         row |= {"defect_error": round(float(np.mean(errors)), 5) if errors else None}
         rows.append(row | {"reduced_deviance": round(result.support.reduced, 4)})
     return rows
@@ -141,16 +141,17 @@ def run_trials(
     trials: Sequence[Trial],
     prior: str | None = None,  # default: the method's own
     workers: Workers | Executor | None = None,  # default: here, one patient after the other
+    device: str = "cpu",
 ) -> Iterator[list[dict]]:
     "Run the trials that the file lacks, append and yield the rows of each patient as it is finished."
     there = {_key(row) for row in read_rows(path)} if Path(path).exists() else set()
     missing = {p: [t for t in trials if _key(t.about(p)) not in there] for p in patients}
-    units = {f"patient {p}": partial(_unit, p, left, prior) for p, left in missing.items() if left}
+    units = {f"patient {p}": partial(_unit, p, left, prior, device) for p, left in missing.items() if left}
     yield from run_units(path, units, workers)
 
 
-def _unit(patient: int, trials: Sequence[Trial], prior: str | None) -> Iterator[list[dict]]:
-    yield patient_trials(patient, trials, prior)
+def _unit(patient: int, trials: Sequence[Trial], prior: str | None, device: str) -> Iterator[list[dict]]:
+    yield patient_trials(patient, trials, prior, device)
 
 
 def _key(row: dict) -> tuple:

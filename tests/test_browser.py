@@ -27,7 +27,7 @@ found = simulate(torso(rng, tiny_grid()), tiny(), 2e6, rng)
 study = Study(**{**vars(found), "reference": mlem(found.measurement(), 20)})
 config = UNetConfig(n_slices=tiny_grid().shape[0], widths=(16, 32), blocks=1, embedding=32, head_width=32)
 prior = Prior(SliceUNet(config).eval(), {"config": {"schedule": "cosine"}})  # the shipped one takes 50 slices
-dashboard = ReconstructionDashboard(study, {"mlem50": prior})
+dashboard = ReconstructionDashboard(study, {"paper": prior})
 dashboard"""
 CLI = "import sys; from diffspect_nb.cli import main; sys.exit(main(sys.argv[1:]))"
 

@@ -141,7 +141,7 @@ def test_earlier_output_survives_a_failure(tiny_study, broken, tmp_path, capsys)
 def test_a_pickle_or_a_damaged_file_is_no_prior(tiny_study, tmp_path, capsys):
     pickle, damaged = tmp_path / "pickle.safetensors", tmp_path / "damaged.safetensors"
     torch.save({"a": torch.zeros(2)}, pickle)
-    shipped = Path(sample_folder()).parents[1] / "diffspect_nb" / "weights" / "mlem50.safetensors"
+    shipped = Path(sample_folder()).parents[1] / "diffspect_nb" / "weights" / "paper.safetensors"
     damaged.write_bytes(shipped.read_bytes()[:100_000])
     for prior in (pickle, damaged):
         line = refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "out", "--prior", prior)
@@ -223,7 +223,7 @@ def slices(tmp_path_factory) -> Path:
 
 def test_the_shipped_slice_prior_names_the_slices_that_it_takes(tiny_study, tmp_path, capsys):
     line = refused(capsys, "reconstruct", tiny_study, "--out", tmp_path / "out", "--method", "paper")
-    assert "'mlem50' takes 50 slices, this study has 16" in line
+    assert "'paper' takes 50 slices, this study has 16" in line
 
 
 @pytest.mark.parametrize("method, options", [("paper", ["--lambda-dps", "0.2"]), ("anchored", ["--anchor", "0.1"])])
@@ -272,7 +272,7 @@ def test_another_checkpoint_of_the_same_name_is_not_the_same_once_more(tiny_stud
     shutil.copy(shipped / "diffspect.safetensors", mine)
     argv = ["reconstruct", str(tiny_study), "--steps", "1", "--prior", str(mine), "--out", str(out)]
     assert main(argv) == 0
-    shutil.copy(shipped / "mlem50.safetensors", mine)
+    shutil.copy(shipped / "paper.safetensors", mine)
     capsys.readouterr()
     repeat = ("reconstruct", "--from", out / "result.json", "--out", tmp_path / "again")
     assert "another checkpoint" in refused(capsys, *repeat)
@@ -327,7 +327,7 @@ def test_a_result_says_how_many_threads_made_it(tiny_study, tmp_path, capsys):
 def test_info_names_versions_and_checkpoints(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out
-    assert torch.__version__ in printed and all(f"checkpoint     {name}" in printed for name in ("diffspect", "mlem50"))
+    assert torch.__version__ in printed and all(f"checkpoint     {name}" in printed for name in ("diffspect", "paper"))
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -52,7 +52,7 @@ def priors() -> dict[str, Prior]:
     "A slice prior for the tiny grid; the shipped one takes 50 slices."
     config = UNetConfig(n_slices=tiny_grid().shape[0], widths=(16, 32), blocks=1, embedding=32, head_width=32)
     torch.manual_seed(0)
-    return {"mlem50": Prior(SliceUNet(config).eval(), {"config": {"schedule": "cosine"}})}
+    return {"paper": Prior(SliceUNet(config).eval(), {"config": {"schedule": "cosine"}})}
 
 
 def opened(study, priors) -> ReconstructionDashboard:
@@ -254,7 +254,7 @@ def test_one_table_for_both_methods():
 
 
 WISHES = [
-    Wish(Source("given"), Acquisition(0.05, 5, 3), "mlem50", PaperWeights.for_level(0.05, steps=7, seed=4)),
+    Wish(Source("given"), Acquisition(0.05, 5, 3), "paper", PaperWeights.for_level(0.05, steps=7, seed=4)),
     Wish(Source("simulated", (1, "f", 1.0, "none", 0.5)), Acquisition(1.0), "diffspect", AnchoredWeights()),
     Wish(Source("folder", ("here",)), Acquisition(0.01), "", MlemWeights(7)),
     Wish(Source("sample"), Acquisition(0.05), "", Outside("some.module:function")),
@@ -310,7 +310,7 @@ def test_it_opens_on_the_paper_s_method(dashboard, study, priors):
     assert list(shown(dashboard))[:4] == ["lambda_dps", "lambda_mlem", "tv_weight", "steps"]
     assert dashboard.viewer.names == ["input", "paper", "anchored", "truth"]
     assert {r["reference"] for r in run.scores} == {"truth", "full-dose MLEM-50"}
-    again = reconstruct(run.study, run.wish.weights, priors["mlem50"])
+    again = reconstruct(run.study, run.wish.weights, priors["paper"])
     torch.testing.assert_close(run.result.image, again.image)
     beside = dashboard.results.shelf.beside(run)
     assert set(beside) == {"beside", "input", "best MLEM", "full dose"}

@@ -158,7 +158,7 @@ def test_commands_know_the_names(folder, study, capsys):
 def test_a_benchmark_refuses_before_any_work(folder, capsys):
     for words, text in (
         (("--method", "nobody"), "no method is called"),
-        (("--method", "toy:smoothed", "--prior", "mlem50"), "--prior belongs to methods anchored and paper"),
+        (("--method", "toy:smoothed", "--prior", "paper"), "--prior belongs to methods anchored and paper"),
         (("--method", "toy:smoothed", "--ablation"), "leave out --method"),
         (("--workers", "0", "--method", "toy:smoothed"), "at least 1"),
     ):

@@ -428,7 +428,7 @@ def test_a_checkpoint_keeps_weights_and_history(checkpoint):
 def test_a_volume_checkpoint_comes_back_as_one(tmp_path):
     save_checkpoint(tmp_path / "v.safetensors", VolumeUNet(VOLUMES.network), {"config": VOLUMES.to_json(), "steps": 1})
     prior = pretrained(str(tmp_path / "v.safetensors"))
-    assert isinstance(prior.net, VolumeUNet) and prior.looks_at_data and prior.unit == 1
+    assert isinstance(prior.net, VolumeUNet) and prior.looks_at_data
     assert TrainConfig.from_json(prior.provenance["config"]) == VOLUMES
     x, mu = torch.rand(tiny_grid().shape), torch.rand(tiny_grid().shape) * 0.15
     with torch.no_grad():
@@ -495,7 +495,7 @@ def test_the_papers_prior_trains_from_its_recipe(cohort, root, tmp_path):
     kind = replace(NETWORK, patch=config.network.patch, ct_entry="beside")
     assert list(train(replace(CONFIG, steps=3, network=kind), tmp_path))[-1].index == 3
     prior = pretrained(str(tmp_path / "checkpoint.safetensors"))
-    assert prior.net.config == kind and prior.unit == 1.0
+    assert prior.net.config == kind
     noisy, mu = torch.randn(tiny_grid().shape), torch.full(tiny_grid().shape, 0.15)
     with torch.no_grad():
         cleaned = [prior.denoiser(given)(noisy, 500) for given in (mu, None)]

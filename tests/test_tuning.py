@@ -173,7 +173,7 @@ def test_the_refit_finds_the_tops_their_bands_and_the_trend():
 def test_trials_are_resumed_and_appended_once(tmp_path, monkeypatch):
     asked = []
 
-    def made_up(patient: int, trials: list[Trial], prior: str | None) -> list[dict]:
+    def made_up(patient: int, trials: list[Trial], prior: str | None, device: str) -> list[dict]:
         asked.append((patient, len(trials)))
         return [t.about(patient) | {"heart_db": 1.0} for t in trials]
 

@@ -312,7 +312,7 @@ def test_temperatures_of_another_walk_are_refused(study):
         {"denoise": halve},
         {"weights": AnchoredWeights.for_study(study, anchor=0.3)},
         {"weights": PaperWeights.for_study(study)},
-        {"prior": "mlem50"},
+        {"prior": "paper"},
     ):
         with pytest.raises(InputError, match="fitted for another prior, method or settings"):
             uncertainty_of(study, 2, workers=1, **other)
