@@ -33,7 +33,7 @@ from .uncertainty import Spread, spread
 
 # %% auto #0
 __all__ = ['ROWS', 'ANGLES', 'SEGMENTS', 'PolarMap', 'map_angles', 'smooth_map', 'polar_map', 'show_surfaces', 'segment_numbers',
-           'segment_table', 'PolarScale', 'plot_polar', 'show_views', 'polar_spread']
+           'segment_table', 'PolarScale', 'plot_polar', 'show_views', 'show_series', 'polar_spread']
 
 # %% ../nbs/34_polar.ipynb #2279450a
 ROWS, ANGLES = 24, 72  # of a polar map: apex to base, and round the axis in steps of 5°
@@ -294,6 +294,16 @@ def _draw_outline(ax: plt.Axes, region: np.ndarray | None) -> None:  # (row, ang
         ax.contour(*places, closed, [0.5], colors="cyan", linewidths=1.4)
 
 # %% ../nbs/34_polar.ipynb #e2168618
+def _draw_disc(ax: plt.Axes, values: np.ndarray, scale: PolarScale) -> QuadMesh:
+    "Readings (row, angle) in colours, with the borders of the segments."
+    corners = _on_disc(np.arange(ROWS + 1), np.arange(ANGLES + 1))
+    shown = ax.pcolormesh(*corners, values, vmin=scale.low, vmax=scale.high, cmap=scale.cmap, rasterized=True)
+    _draw_borders(ax, "white" if scale.low >= 0 else "0.6")
+    ax.set(aspect="equal", xlim=(-1.16, 1.16), ylim=(-1.16, 1.16))
+    ax.set_axis_off()
+    return shown
+
+
 def plot_polar(
     disc: PolarMap,
     values: np.ndarray | Tensor | None = None,  # (row, angle); default: per cent of the maximum
@@ -306,13 +316,9 @@ def plot_polar(
     values = disc.percent if values is None else np.asarray(values, float)
     ax = plt.subplots(figsize=(3.6, 3.2), layout="constrained")[1] if ax is None else ax
     scale = scale or PolarScale()
-    corners = _on_disc(np.arange(ROWS + 1), np.arange(ANGLES + 1))
-    shown = ax.pcolormesh(*corners, values, vmin=scale.low, vmax=scale.high, cmap=scale.cmap, rasterized=True)
-    _draw_borders(ax, "white" if scale.low >= 0 else "0.6")
+    shown = _draw_disc(ax, values, scale)
     _write_means(ax, segment_table(disc, values), shown)
     _draw_outline(ax, outline)
-    ax.set(aspect="equal", xlim=(-1.16, 1.16), ylim=(-1.16, 1.16))
-    ax.set_axis_off()
     ax.set_title(title, size=9)
     bar = ax.figure.colorbar(shown, ax=ax, shrink=0.75)
     bar.set_label(scale.unit, size=7.5)
@@ -361,6 +367,32 @@ def show_views(
     bar.set_label("% of the wall's peak", size=8)
     bar.ax.tick_params(labelsize=7)
     fig.suptitle(title or "The heart along its own axes (slices in mm from the middle)", size=10)
+    return fig
+
+# %% ../nbs/34_polar.ipynb #64f78eaa
+def show_series(
+    images: dict[str, ArrayLike | Tensor],  # name → (z, y, x); the order is left to right
+    ventricle: LeftVentricle,  # of all of them
+    grid: ImageGrid | None = None,
+    title: str = "",
+) -> plt.Figure:
+    "Middle short-axis and long-axis slices and the polar map, a column for each image, in per cent of its wall's peak."
+    fig, axes = plt.subplots(
+        4, len(images), figsize=(1.55 * len(images) + 0.9, 6.3), squeeze=False, layout="constrained"
+    )
+    for column, (name, image) in zip(axes.T, images.items(), strict=True):
+        disc = polar_map(image, ventricle, grid)
+        cube = 100 * reorient(image, ventricle, grid, _STEP_MM, 52.0) / disc.counts.max()
+        for ax, (view_name, view) in zip(column, VIEWS.items(), strict=False):
+            shown = _draw_row(np.array([ax]), cube, view, np.array([0]))
+            if image is next(iter(images.values())):
+                ax.set_ylabel(view_name, size=7)
+        _draw_disc(column[3], disc.percent, PolarScale())
+        column[0].set_title(name, size=8)
+    bar = fig.colorbar(shown, ax=axes, shrink=0.5, aspect=30)
+    bar.set_label("% of the wall's peak", size=8)
+    bar.ax.tick_params(labelsize=7)
+    fig.suptitle(title or "Middle slices along the heart's own axes, and its polar map", size=9)
     return fig
 
 # %% ../nbs/34_polar.ipynb #0757e014

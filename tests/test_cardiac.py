@@ -30,6 +30,7 @@ from diffspect_nb.polar import (
     polar_map,
     segment_numbers,
     segment_table,
+    show_series,
     show_surfaces,
     show_views,
 )
@@ -277,6 +278,19 @@ def test_slices_lie_as_asnc_and_aha_show_them():
     panels = [ax for ax in fig.axes if ax.images]
     assert len(panels) == 3 * 2 * 5 and {im.get_clim() for ax in panels for im in ax.images} == {(0, 100)}
     assert [t.get_text() for t in panels[0].texts] == ["ANT", "LAT", "INF", "SEP"]
+    plt.close(fig)
+
+
+def test_a_series_has_a_column_for_each_image_on_its_own_scale():
+    v, image = usual()
+    fig = show_series({"once": image, "twice as bright": 2 * np.asarray(image)}, v, title="by dose")
+    panels = np.array([ax for ax in fig.axes if ax.images]).reshape(3, 2)
+    top = polar_map(image, v).counts.max()
+    middle = 100 * reorient(image, v, None, 2.0, 52.0)[26] / top
+    np.testing.assert_allclose(panels[0, 0].images[0].get_array(), middle, rtol=1e-5, atol=1e-3)
+    for once, twice in panels:  # per cent of each image's own wall
+        np.testing.assert_allclose(once.images[0].get_array(), twice.images[0].get_array(), rtol=1e-4, atol=1e-3)
+    assert [ax.get_title() for ax in panels[0]] == ["once", "twice as bright"]
     plt.close(fig)
 
 
