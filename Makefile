@@ -2,7 +2,8 @@
 # Each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+# Byte code is made when a module is first imported: making all of it here would take longer than the installation.
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile
 REQUIREMENTS := settings.ini setup.py pyproject.toml
 CONFIG ?= benchmarks/diffspect-1.json
 # Processes that share the tests, each of one thread and about 3 GB: two of one thread beat one of two. 0: none but pytest.
