@@ -47,6 +47,7 @@ from .reconstruction import versions
 from .rivals import is_rival, rival_checkpoints, rival_places
 from .sampler import PaperWeights
 from .study import Study, simulate
+from .tables import has_table
 
 # %% auto #0
 __all__ = ['OURS', 'BARE', 'ABLATION', 'run_simulate', 'with_ct', 'focused', 'run_import', 'run_fetch', 'run_evaluate', 'commit',
@@ -224,7 +225,7 @@ def _real_study(path: Path, mask: Path | None, number: int) -> Study:
 # %% ../nbs/67_cli_data.ipynb #b3eb72d3
 OURS = "guided"  # the default method in tables
 BARE = "MLEM-50"  # what the paper's method is compared with
-ABLATION: dict[str, dict[str, float]] = {  # what is left out of the paper's method, as in its Table I
+ABLATION: dict[str, dict[str, Any]] = {  # what is left out of the paper's method, as in its Table I
     "no start": {"start": 999, "lambda_dps": 0.0, "tv_weight": 0.0, "lambda_mlem": 0.0},  # from noise: √ᾱ is 5e-5
     "+ start": {"lambda_dps": 0.0, "tv_weight": 0.0, "lambda_mlem": 0.0},
     "+ DPS": {"tv_weight": 0.0, "lambda_mlem": 0.0},
@@ -241,7 +242,8 @@ def benchmark_methods(args: argparse.Namespace) -> dict[str, Method]:
         if args.method:
             raise InputError("--ablation takes the paper's method apart: leave out --method")
         paper = partial(Named, PaperWeights.method, args.prior, args.device)
-        parts = {name: paper(changes=tuple(changes.items())).ready() for name, changes in ABLATION.items()}
+        rows = ABLATION | ({"refit": {"fit": "refit"}} if has_table(PaperWeights.method) else {})
+        parts = {name: paper(changes=tuple(changes.items())).ready() for name, changes in rows.items()}
         return {BARE: Named("mlem", device=args.device, passes=50).ready(), **parts}
     names = dict.fromkeys(args.method or [DEFAULT_METHOD])
     if args.prior and not any(name in WALKS for name in names):

@@ -24,6 +24,7 @@ from .sampler import settings_of
 from .samples import SAMPLES
 from .slice_network import SliceUNet
 from .study import Study
+from .tables import has_table
 from .wishes import METHODS, Acquisition, Outside, Settings, Source, Wish
 
 # %% auto #0
@@ -161,15 +162,19 @@ KNOBS: dict[str, tuple[str, ...]] = {  # method → its weights that have a slid
 }
 
 
-def usual_weights(method: str, count_level: float, view_share: float) -> Settings:
-    "A method's own choice for an acquisition."
-    return METHODS[method].for_level(count_level, view_share) if method in METHODS else Outside(method)
+def usual_weights(method: str, count_level: float, view_share: float, **changes: Any) -> Settings:
+    "A method's own choice for an acquisition; changes are fields of its weights."
+    return METHODS[method].for_level(count_level, view_share, **changes) if method in METHODS else Outside(method)
 
 
 def marks_of(method: str, name: str, count_level: float, view_share: float) -> dict[str, float]:
-    "The values worth knowing of a weight: the paper's fit or our table at this dose, and the default where it differs."
+    """The values worth knowing of a weight at this dose: the paper's fit and, where it was tuned, the refit; our table.
+
+    Beside them the default where it differs."""
     word = {"paper": "paper", "anchored": "ours"}.get(method, "usual")
     found = {word: getattr(usual_weights(method, count_level, view_share), name)}
+    if method == "paper" and has_table(method):
+        return found | {"refit": getattr(usual_weights(method, count_level, view_share, fit="refit"), name)}
     default = getattr(METHODS[method](), name)
     return found if abs(default - found[word]) < 1e-9 else found | {"default": default}
 
@@ -205,13 +210,16 @@ class MethodPanel(w.VBox):
         self.method = w.Dropdown(options=options, value="paper", description="method", layout=WIDE)
         self.prior = w.Dropdown(options=priors_for("paper", own), description="prior", layout=WIDE)
         self.seed = w.BoundedIntText(0, min=0, max=10**6, description="walk seed", layout=WIDE)
+        fits = [("as published", "published"), ("refit to this prior", "refit")]
+        self.fit = w.Dropdown(options=fits, description="λ(C)", layout=WIDE)
         self.changes, (self.back_button,) = w.HTML().add_class("dsd-changed"), buttons({"Back": "undo these changes"})
         self.knobs: dict[str, Knob] = {}
         for method, kind in METHODS.items():
             for name in KNOBS[method]:
                 slider = slider_of(settings_of(kind)[name], getattr(kind(), name))
                 self.knobs.setdefault(name, Knob(slider, name))
-        self.method.observe(self._chose, "value")
+        for control in (self.method, self.fit):
+            control.observe(self._chose, "value")
         self.back_button.on_click(lambda _: self.go_back())
         for control in (self.prior, self.seed):
             control.observe(lambda _: self._tell(), "value")
@@ -220,18 +228,19 @@ class MethodPanel(w.VBox):
         order = ("lambda_dps", "lambda_mlem", "tv_weight", "anchor", "passes", "steps", "start")
         knobs = [self.knobs[name] for name in order]
         self._line = row(self.changes, self.back_button)
-        super().__init__([heading("Method"), self.method, self.prior, *knobs, self.seed, self._line])
+        super().__init__([heading("Method"), self.method, self.prior, self.fit, *knobs, self.seed, self._line])
 
     @property
     def controls(self) -> dict[str, w.Widget]:
         "By name."
-        found = {"method": self.method, "prior": self.prior, "seed": self.seed}
+        found = {"method": self.method, "prior": self.prior, "seed": self.seed, "fit": self.fit}
         return found | {name: knob.slider for name, knob in self.knobs.items()}
 
     @property
     def usual(self) -> Settings:
         "What the method chooses by itself for the acquisition."
-        return usual_weights(self.method.value, *self._level)
+        fit = {"fit": self.fit.value} if self.method.value == "paper" else {}
+        return usual_weights(self.method.value, *self._level, **fit)
 
     def adapt(self, count_level: float, view_share: float) -> None:
         "The method's sliders, marks and priors for an acquisition; what was changed stays."
@@ -246,6 +255,7 @@ class MethodPanel(w.VBox):
                 quiet[name] = changed.get(name, getattr(usual, name))
         self._quietly(lambda: self._put(quiet, fit))
         self.prior.layout.display = self.seed.layout.display = "" if fit else "none"
+        self.fit.layout.display = "" if method == "paper" and has_table(method) else "none"
         self._say()
 
     def _put(self, values: dict[str, float], fit: list[str]) -> None:
@@ -269,7 +279,9 @@ class MethodPanel(w.VBox):
         if method not in [value for _, value in self.method.options]:
             self._quietly(lambda: setattr(self.method, "options", (*self.method.options, (method, method))))
         self._quietly(lambda: setattr(self.method, "value", method))
-        usual = usual_weights(method, count_level, view_share)
+        self._quietly(lambda: setattr(self.fit, "value", getattr(wish.weights, "fit", self.fit.value)))
+        self._level = count_level, view_share
+        usual = self.usual
         names = [] if isinstance(usual, Outside) else [f.name for f in fields(usual) if f.name != "seed"]
         asked = {name: getattr(wish.weights, name) for name in names}
         self._own[method] = {k: v for k, v in asked.items() if v != getattr(usual, k)}

@@ -20,7 +20,7 @@ from .diffusion import CEILING, NoiseSchedule, add_noise, cosine_schedule, ddim_
 from .mlem import anchored_em, mlem
 from .study import Study
 from .system import Measurement
-from .tables import interpolated, shipped_table
+from .tables import tuned_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -172,6 +172,10 @@ class PaperWeights(Weights):
         "eq. 8", choices=("learned", "posterior"),
     )  # fmt: skip
     iterations: int = described(50, "n", "", 12, 1000, "MLEM iterations behind x_in", "eq. 11", shown=(12, 100))
+    fit: str = described(
+        "published", "λ(C)", "", 0, 0, "whose λ the count level chooses: the paper's, or those tuned with this prior",
+        "II.C; refit: `diffspect tune --method paper --ship`", choices=("published", "refit"),
+    )  # fmt: skip
     seed: int = described(0, "seed", "", 0, 2**63 - 1, "of all noise", "", shown=(0, 1000))
 
     def __post_init__(self):
@@ -181,10 +185,14 @@ class PaperWeights(Weights):
 
     @classmethod
     def for_level(cls, count_level: float, view_share: float = 1.0, **changes: Any) -> Self:
-        "As published for count level C, which holds the share of views, but for the last MLEM updates."
+        """As published for count level C, which holds the share of views, but for the last MLEM updates.
+
+        With `fit="refit"` the λ of the tuned table; raises `InputError` where there is none (see `tuned_weights`)."""
         if not 0 < count_level <= 1.5:
             raise InputError(f"count_level must be detected ÷ full-dose counts, in (0, 1.5], got {count_level}")
         chosen = {"lambda_dps": fitted_lambda_dps(count_level), "lambda_mlem": fitted_lambda_mlem(count_level)}
+        if changes.get("fit", cls.fit) == "refit":
+            chosen = tuned_weights(cls.method, count_level, view_share)
         return cls(**(chosen | {"final_updates": max(1, int(10 * count_level))} | changes))
 
 # %% ../nbs/20_sampler.ipynb #b7a69b6c
@@ -378,9 +386,8 @@ class AnchoredWeights(Weights):
     @classmethod
     def for_level(cls, count_level: float, view_share: float = 1.0, **changes: Any) -> Self:
         "The shipped table's weights (see `shipped_table`), interpolated between its count levels and views."
-        share = float(np.clip(view_share, 1e-3, 1))
-        chosen = interpolated(shipped_table(cls.method)["weights"], min(count_level / share, 1.0), share)
-        chosen = {k: round(v) if isinstance(getattr(cls, k), int) else float(f"{v:.4g}") for k, v in chosen.items()}
+        chosen = tuned_weights(cls.method, count_level, view_share)
+        chosen = {k: round(v) if isinstance(getattr(cls, k), int) else v for k, v in chosen.items()}
         chosen["start"] = max(chosen["start"], changes.get("end", cls.end) + changes.get("steps", chosen["steps"]) - 1)
         return cls(**(chosen | changes))
 

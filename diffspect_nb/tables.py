@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 import diffspect_nb
+from .core import InputError
 from .files import read_json
 
 # %% auto #0
-__all__ = ['Row', 'ALL_VIEWS', 'table_path', 'has_table', 'shipped_table', 'interpolated']
+__all__ = ['Row', 'ALL_VIEWS', 'table_path', 'has_table', 'shipped_table', 'interpolated', 'tuned_weights']
 
 # %% ../nbs/18_tables.ipynb #d7bc842c
 Row = dict[str, float]  # weight → value
@@ -57,3 +58,14 @@ def _between(knots: dict[float, Row], name: str, there: Callable, x: float) -> f
     "One weight, as `there` has it, on lines over log x; level beyond the ends."
     at = sorted(knots)
     return float(np.interp(np.log(x), np.log(at), [there(knots[a][name]) for a in at]))
+
+# %% ../nbs/18_tables.ipynb #2b06b049
+def tuned_weights(method: str, count_level: float, view_share: float = 1.0) -> Row:
+    """The shipped table of a walk at count level C, which holds the share of views, to four digits.
+
+    Raises `InputError` where the walk has not been tuned."""
+    if not has_table(method):
+        raise InputError(f"method {method} has no table yet: `diffspect tune --method {method} --ship` makes it")
+    share = float(np.clip(view_share, 1e-3, 1))
+    found = interpolated(shipped_table(method)["weights"], min(count_level / share, 1.0), share)
+    return {name: float(f"{value:.4g}") for name, value in found.items()}

@@ -302,6 +302,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(config, cohort, t
     with pytest.raises(InputError, match="state.safetensors"):
         next(train(config, tmp_path / "broken"))
 
+
 PACE = FitConfig(steps=9, learning_rate=1e-2, warmup=2, seed=3)
 TWO = """
 import sys

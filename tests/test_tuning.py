@@ -4,18 +4,20 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from diffspect_nb import tuning
+from diffspect_nb import tables, tuning
 from diffspect_nb.cli import main
 from diffspect_nb.cohort import simulated_study
 from diffspect_nb.core import InputError
 from diffspect_nb.geometry import tiny_grid
+from diffspect_nb.panels import MethodPanel
 from diffspect_nb.refit import cost_of, grid_of, plot_refit, refit_table, trend
-from diffspect_nb.sampler import AnchoredWeights, PaperWeights
+from diffspect_nb.sampler import AnchoredWeights, PaperWeights, fitted_lambda_dps
 from diffspect_nb.tables import interpolated, shipped_table
 from diffspect_nb.tuning import (
     SETTINGS,
@@ -31,6 +33,7 @@ from diffspect_nb.tuning import (
     run_trials,
     tune_steps,
 )
+from diffspect_nb.wishes import Acquisition, Source, Wish
 
 
 def test_the_table_has_every_setting_and_is_what_walks_take():
@@ -49,6 +52,57 @@ def test_between_its_rows():
     assert interpolated(table, 1.0, 1 / 19) == pytest.approx({"a": 4.0, "n": 4.0})
     assert interpolated(table, 0.1, 1 / 19) == pytest.approx({"a": 8.0, "n": 0.0})  # and no further than the table
     assert interpolated(table, 1e-6, 1.0) == interpolated(table, 0.01, 1.0)
+
+
+@pytest.fixture
+def refit(tmp_path, monkeypatch):
+    "A table of the paper's walk, as `diffspect tune --method paper --ship` leaves it."
+    doses = {f"counts {c}": {"lambda_dps": 0.1 / c**0.5, "lambda_mlem": c, "tv_weight": 0.0} for c in (0.01, 1.0)}
+    table = doses | {"views 9": {"lambda_dps": 0.2, "lambda_mlem": 0.5, "tv_weight": 0.01}}
+    (tmp_path / "paper.json").write_text(json.dumps({"about": {}, "weights": table}), encoding="utf-8")
+    others = tables.table_path
+    monkeypatch.setattr(tables, "table_path", lambda m: tmp_path / "paper.json" if m == "paper" else others(m))
+    shipped_table.cache_clear()
+    yield table
+    shipped_table.cache_clear()
+
+
+def test_the_paper_s_walk_takes_the_refit_where_it_is_asked_for(refit):
+    published, ours = PaperWeights.for_level(0.1), PaperWeights.for_level(0.1, fit="refit")
+    assert published.lambda_dps == fitted_lambda_dps(0.1) and (published.fit, ours.fit) == ("published", "refit")
+    assert ours.lambda_dps == pytest.approx(0.1 / 0.1**0.5, rel=1e-3) and ours.lambda_mlem == pytest.approx(
+        0.1, rel=1e-3
+    )
+    assert PaperWeights.for_level(9 / 19, 9 / 19, fit="refit").lambda_mlem == pytest.approx(0.5, rel=1e-3)
+    assert PaperWeights.for_level(0.1, fit="refit", lambda_dps=0.7).lambda_dps == 0.7
+    assert replace(ours, fit="published").final_updates == ours.final_updates == published.final_updates
+
+
+def test_a_walk_that_was_not_tuned_has_no_refit(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "table_path", lambda method: tmp_path / f"{method}.json")
+    with pytest.raises(InputError, match="no table yet: `diffspect tune --method paper --ship`"):
+        PaperWeights.for_level(0.1, fit="refit")
+    with pytest.raises(InputError, match="fit must be one of published, refit"):
+        PaperWeights(fit="mine")
+
+
+def test_the_dashboard_offers_the_refit_and_moves_the_sliders_to_it(refit):
+    panel = MethodPanel(lambda: panel.adapt(0.1, 1.0), lambda: None)
+    panel.adapt(0.1, 1.0)
+    assert panel.fit.layout.display == "" and panel.knobs["lambda_dps"].marks == {
+        "paper": fitted_lambda_dps(0.1),
+        "refit": pytest.approx(0.1 / 0.1**0.5, rel=1e-3),
+    }
+    panel.fit.value = "refit"
+    assert panel.chosen() == PaperWeights.for_level(0.1, fit="refit")
+    assert panel.knobs["lambda_dps"].slider.value == panel.chosen().lambda_dps
+    kept = Wish(Source("sample"), Acquisition(0.1), "paper", panel.chosen())
+    panel.fit.value = "published"
+    assert panel.chosen() == PaperWeights.for_level(0.1)
+    panel.restore(Wish.from_json(json.loads(json.dumps(kept.to_json()))), 0.1, 1.0)
+    assert panel.fit.value == "refit" and panel.chosen() == kept.weights
+    panel.method.value = "anchored"
+    assert panel.fit.layout.display == "none"
 
 
 def test_a_sweep_starts_at_the_present_value_and_keeps_to_the_limits():
