@@ -157,12 +157,17 @@ def products(measurement: Measurement, rate: float) -> Iterator[tuple[str, float
         yield "adjoint_sparse_blocks", seconds(lambda: blocks.adjoint(y.reshape(1, -1)), 20), blocks.n_bytes / 2 / rate
 
 
+def where(root: Path) -> dict[str, str]:
+    "The environment in which Python finds that checkout first."
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def walks(root: Path, args: argparse.Namespace, names: list[str], runs: int = 2) -> dict[str, float]:
     "Whole reconstructions in a process of its own, by the checkout in `root`."
     asked = [args.prior, args.device, str(runs), ",".join(names)]
     done = subprocess.run(
         [sys.executable, "-c", WALKS, *asked],
-        env=os.environ | {"PYTHONPATH": str(root)},
+        env=where(root),
         cwd=root,  # which Python searches first
         capture_output=True,
         text=True,
@@ -176,7 +181,7 @@ def walks(root: Path, args: argparse.Namespace, names: list[str], runs: int = 2)
 def beside(commands: list[list[str]]) -> Iterator[None]:
     "While these commands run; ended at the end."
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **quiet) for command in commands]
+    running = [subprocess.Popen(command, env=where(ROOT), **quiet) for command in commands]
     try:
         time.sleep(3)
         yield
