@@ -81,7 +81,7 @@ def mlem_steps(
             dead = part.counts.sum((-3, -2, -1), keepdim=True) == 0  # says nothing about its voxels
             x = torch.where(dead, x, updated) if n_subsets > 1 and dead.any() else updated
             expected = None
-        if n_subsets == 1 or likelihood:
+        if likelihood or (n_subsets == 1 and i < n_iter):
             full = measurement.expected(x)
             expected = full if n_subsets == 1 else None  # the next update starts from this very projection
         scalars = {"log_likelihood": poisson_log_likelihood(measurement.counts, full)} if likelihood else {}
