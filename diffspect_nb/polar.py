@@ -377,9 +377,8 @@ def show_series(
     title: str = "",
 ) -> plt.Figure:
     "Middle short-axis and long-axis slices and the polar map, a column for each image, in per cent of its wall's peak."
-    fig, axes = plt.subplots(
-        4, len(images), figsize=(1.55 * len(images) + 0.9, 6.3), squeeze=False, layout="constrained"
-    )
+    size = (1.55 * len(images) + 0.9, 6.3)
+    fig, axes = plt.subplots(4, len(images), figsize=size, dpi=65, squeeze=False, layout="constrained")
     for column, (name, image) in zip(axes.T, images.items(), strict=True):
         disc = polar_map(image, ventricle, grid)
         cube = 100 * reorient(image, ventricle, grid, _STEP_MM, 52.0) / disc.counts.max()
