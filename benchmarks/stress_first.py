@@ -1,6 +1,6 @@
 """Who could skip the rest scan? Stress and rest of simulated patients, imaged three ways, read against normal hearts.
 
-    python benchmarks/stress_first.py [--workers 2] [--patients 24] [--normals 16]
+    python benchmarks/stress_first.py [--workers 2] [--patients 20] [--normals 10]
 
 Every other patient has coronary disease: a reversible defect (at stress alone), a fixed one, or both; the others have a
 normal heart. Normal hearts for the comparison are made by the same method, from other patients. The images are kept in
@@ -136,8 +136,8 @@ def summary(rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=24)
-    parser.add_argument("--normals", type=int, default=16)
+    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--normals", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "stress_first.csv")
     args = parser.parse_args()

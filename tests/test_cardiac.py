@@ -1,6 +1,7 @@
 "Cardiac reading against shapes with a known axis, phantoms with known defects, and experts' masks of real scans."
 
 import csv
+import importlib.util
 import io
 import time
 from functools import cache
@@ -17,7 +18,7 @@ from diffspect_nb.cardiac import across, find_ventricle, long_axis, place_ventri
 from diffspect_nb.cohort import held_out_study
 from diffspect_nb.core import ImageGrid, InputError
 from diffspect_nb.dicom import read_activity
-from diffspect_nb.files import load_image
+from diffspect_nb.files import load_image, read_csv
 from diffspect_nb.mlem import osem
 from diffspect_nb.phantom import lv_wall_share, torso
 from diffspect_nb.polar import (
@@ -577,3 +578,38 @@ def test_masks_without_an_image(data_dir):
         found = find_ventricle(mask, mask=mask)
         disc = polar_map(gaussian_filter(mask.numpy(), 1), found)
         assert found.match > 0.7 and (disc.area * (disc.counts > 0.5)).sum() > 0.85
+
+
+# ---- stress first
+
+
+def stress_first(root):
+    "The benchmark as a module."
+    spec = importlib.util.spec_from_file_location("stress_first", root / "benchmarks" / "stress_first.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_reversible_defect_is_gone_at_rest_and_a_fixed_one_stays(root):
+    found = [stress_first(root).lesions(916_000 + i) for i in range(8)]
+    assert [len(f["stress"]) for f in found] == [0, 2, 0, 1, 0, 1, 0, 2]
+    assert all(defect in f["stress"] for f in found for defect in f["rest"])
+    assert [len(f["stress"]) - len(f["rest"]) for f in found] == [0, 1, 0, 1, 0, 0, 0, 1]
+    assert all(len({d["territory"] for d in f["stress"]}) == len(f["stress"]) for f in found)
+
+
+def test_who_could_skip_the_rest_scan_as_it_was_last_measured(root, capsys):
+    module, rows = stress_first(root), read_csv(root / "benchmarks" / "stress_first.csv")
+    assert len({r["patient"] for r in rows}) >= 20 and {r["method"] for r in rows} == set(module.METHODS)
+    for r in rows:
+        missing = module.lesions(int(r["patient"]))[r["phase"]]
+        assert int(r["defects"]) == len(missing)
+        r |= {"defects": len(missing), "extent_percent": float(r["extent_percent"]) if r["extent_percent"] else None}
+    module.summary(rows)
+    told = capsys.readouterr().out
+    assert all(f"{name:9s} stress" in told for name in module.METHODS)
+    healthy = [
+        r["extent_percent"] for r in rows if (r["phase"], r["defects"], r["method"]) == ("stress", 0, "anchored")
+    ]
+    assert f"{sum(e >= module.ABNORMAL for e in healthy)} of {len(healthy)}" in told.split("anchored ")[1]
