@@ -69,8 +69,8 @@ class Sweep:
 SWEEPS = {
     "anchored": (Sweep("anchor", (0.25, 0.5, 2.0)), Sweep("updates", (0.5, 2.0)), Sweep("start", (0.8, 1.25))),
     "paper": (
-        Sweep("lambda_dps", (0.0, 0.25, 0.5, 2.0, 4.0)),
-        Sweep("lambda_mlem", (0.0, 0.25, 0.5, 2.0, 4.0)),
+        Sweep("lambda_dps", (0.0, 0.5, 2.0)),
+        Sweep("lambda_mlem", (0.0, 0.5, 2.0)),
         Sweep("tv_weight", (0.0, 0.5, 2.0)),
     ),
 }
