@@ -98,10 +98,10 @@ def write_tuned(args: argparse.Namespace, rows: list[dict], picked: dict[str, di
     from diffspect_nb.files import write_csv, write_json
     from diffspect_nb.refit import plot_refit, refit_table
     from diffspect_nb.tables import table_path
-    from diffspect_nb.tuning import plot_front, present_table, shipped_with
+    from diffspect_nb.tuning import plot_front, tuned_table
 
     out, method, figures = Path(args.out), args.method, {"front.png": plot_front(rows, picked)}
-    table = shipped_with(present_table(method), picked, about)
+    table = tuned_table(method, picked, about)
     written = [f"{method}.jsonl", f"{method}.json", "front.png"]
     if method == "paper":
         figures["refit.png"] = plot_refit(rows)

@@ -28,13 +28,13 @@ from .reconstruction import Beginning, beginning_steps, outcome, reconstruct
 from .sampler import AnchoredWeights, PaperWeights, Weights, settings_of
 from .study import Study, reduced
 from .surroundings import surrounded
-from .tables import ALL_VIEWS, has_table, shipped_table
+from .tables import ALL_VIEWS, Row, has_table, shipped_table
 from .work import Workers, read_rows, run_units
 
 # %% auto #0
 __all__ = ['SETTINGS', 'DECIBELS_PER_CONTRAST', 'GROWTH', 'SWEEPS', 'KINDS', 'Sweep', 'validation_study', 'Trial',
            'patient_trials', 'run_trials', 'merit', 'gains_of', 'chosen', 'tune_steps', 'points_of', 'front_of',
-           'plot_front', 'present_table', 'shipped_with']
+           'plot_front', 'swept_from', 'tuned_table']
 
 # %% ../nbs/51_tuning.ipynb #d45092da
 SETTINGS = (*(f"counts {c}" for c in COUNTS), *(f"views {v}" for v in VIEWS))
@@ -254,20 +254,20 @@ def plot_front(rows: Sequence[dict], picked: dict[str, dict]) -> plt.Figure:
     return fig
 
 # %% ../nbs/51_tuning.ipynb #dfe80ece
-def present_table(method: str) -> dict:
-    "What a walk takes by itself at every setting: the table that ships, else the weights that sweeps try."
-    if has_table(method):
-        return shipped_table(method)
-    found = {}
+def swept_from(method: str, setting: str) -> Row:
+    "The weights that a method's sweeps start from: its own at this setting."
+    what, number = setting.split()
+    share = 1.0 if what == "counts" else int(number) / ALL_VIEWS
+    weights = KINDS[method].for_level(float(number) if what == "counts" else share, share)
+    return {sweep.name: getattr(weights, sweep.name) for sweep in SWEEPS[method]}
+
+
+def tuned_table(method: str, picked: dict[str, dict], about: dict[str, Any]) -> dict:
+    """The method's table of weights by setting (see `tables.shipped_table`).
+
+    A setting that was tuned has what its sweeps started from with the changes chosen, any other what ships."""
+    shipped, rows = shipped_table(method)["weights"] if has_table(method) else {}, {}
     for setting in SETTINGS:
-        what, number = setting.split()
-        share = 1.0 if what == "counts" else int(number) / ALL_VIEWS
-        weights = KINDS[method].for_level(float(number) if what == "counts" else share, share)
-        found[setting] = {sweep.name: getattr(weights, sweep.name) for sweep in SWEEPS[method]}
-    return {"about": {}, "weights": found}
-
-
-def shipped_with(table: dict, picked: dict[str, dict], about: dict[str, Any]) -> dict:
-    "The method's table of weights by setting (see `sampler.shipped_table`) with the changes that were chosen."
-    by_setting = {s: row | {k: v for k, v in picked.get(s, {}).items()} for s, row in table["weights"].items()}
-    return {"about": about, "weights": by_setting}
+        started = swept_from(method, setting)
+        rows[setting] = shipped.get(setting, started) | (started | picked[setting] if setting in picked else {})
+    return {"about": about, "weights": rows}

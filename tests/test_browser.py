@@ -76,7 +76,8 @@ def a_run(page):
         """() => {
             window.ended = 0;
             window.states ??= new MutationObserver(changes => {
-                const added = changes.flatMap(c => [...c.addedNodes]).filter(n => n.parentElement?.closest('.dsd-state'));
+                const nodes = changes.flatMap(c => [...c.addedNodes]);
+                const added = nodes.filter(n => n.parentElement?.closest('.dsd-state'));
                 window.ended += added.some(n => n.textContent.includes('done in'));
             });
             window.states.observe(document.body, { childList: true, subtree: true });

@@ -29,9 +29,9 @@ from diffspect_nb.tuning import (
     merit,
     plot_front,
     points_of,
-    present_table,
     run_trials,
     tune_steps,
+    tuned_table,
 )
 from diffspect_nb.wishes import Acquisition, Source, Wish
 
@@ -185,11 +185,25 @@ def test_a_grid_ends_at_the_weights_limits():
 
 
 def test_a_walk_without_a_table_is_tuned_from_what_it_takes():
-    table = present_table("paper")["weights"]
+    table = tuned_table("paper", {"views 9": {"lambda_mlem": 0.5}}, {})["weights"]
     assert list(table) == list(SETTINGS)
     assert table["counts 0.05"]["lambda_dps"] == pytest.approx(PaperWeights.for_level(0.05).lambda_dps)
-    assert table["views 9"]["lambda_mlem"] == pytest.approx(PaperWeights.for_level(9 / 19).lambda_mlem)
-    assert present_table("anchored") == shipped_table("anchored")
+    assert table["views 9"] == vars_of(PaperWeights.for_level(9 / 19)) | {"lambda_mlem": 0.5}
+    assert tuned_table("anchored", {}, {})["weights"] == shipped_table("anchored")["weights"]
+
+
+def vars_of(weights: PaperWeights) -> dict:
+    return {name: getattr(weights, name) for name in ("lambda_dps", "lambda_mlem", "tv_weight")}
+
+
+def test_a_second_tuning_forgets_what_a_first_one_found(monkeypatch):
+    "The paper's sweeps start from the published weights, also where a refit ships: one that finds no better says so."
+    first = tuned_table("paper", {"counts 0.05": {"lambda_dps": 9.0}, "views 9": {"lambda_dps": 8.0}}, {})
+    monkeypatch.setattr(tuning, "has_table", lambda method: True)
+    monkeypatch.setattr(tuning, "shipped_table", lambda method: first)
+    again = tuned_table("paper", {"counts 0.05": {}}, {})["weights"]
+    assert again["counts 0.05"]["lambda_dps"] == pytest.approx(PaperWeights.for_level(0.05).lambda_dps)
+    assert again["views 9"]["lambda_dps"] == 8.0
 
 
 def refit_rows(noise: float) -> list[dict]:
