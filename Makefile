@@ -2,8 +2,10 @@
 # Each installs what it needs into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-# Byte code is made when a module is first imported: making all of it here would take longer than the installation.
+# Byte code is made when a module is first imported: making all of it here would take longer than the installation. So
+# what runs from here may write it, whatever the environment says: without it `import torch` takes three times as long.
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 REQUIREMENTS := settings.ini setup.py pyproject.toml
 CONFIG ?= benchmarks/diffspect-1.json
 # Processes that share the tests, each of one thread and about 3 GB: two of one thread beat one of two. 0: none but pytest.
