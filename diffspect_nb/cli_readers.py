@@ -39,5 +39,5 @@ def run_readers(args: argparse.Namespace) -> None:
     for name, lines in tables.items():
         write_csv(out / f"{name}.csv", lines)
     save_figures(out, {"report.png": plot_report(readings, args.reference, args.margin)})
-    graded = "graded by simulated graders; " if readings.simulated else ""
-    print(f"\n{graded}wrote {', '.join(f'{name}.csv' for name in tables)} and report.png to {out}")
+    files = ", ".join(f"{name}.csv" for name in tables)
+    print(f"\n{len(readings.grades)} patients, {readings.who}; wrote {files} and report.png to {out}")

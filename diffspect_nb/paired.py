@@ -159,7 +159,7 @@ def weighted_kappa(
     drawn = kappas[1:][np.isfinite(kappas[1:])]
     if not np.isfinite(kappas[0]):
         return Estimate(np.nan, np.nan, np.nan)
-    return Estimate(*(float(x) for x in np.round([kappas[0], *np.percentile(drawn, [2.5, 97.5])], 12)))
+    return Estimate(*(float(x) + 0.0 for x in np.round([kappas[0], *np.percentile(drawn, [2.5, 97.5])], 12)))
 
 # %% ../nbs/52a_paired.ipynb #320e2731
 def mean_squares(table: np.ndarray) -> tuple[float, float, float]:  # between patients, between readers, the rest

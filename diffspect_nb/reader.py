@@ -38,13 +38,22 @@ class Readings:
     grades: np.ndarray  # (patient, method, reader, sitting, part); a higher one is better
     labels: dict[str, tuple[str, ...]]  # of each axis
 
+    def __post_init__(self):
+        named = tuple(len(set(self.labels[axis])) for axis in AXES)
+        if self.grades.shape != named or not self.grades.size or not np.isfinite(self.grades).all():
+            raise InputError(f"grades must be finite, one for each name: got {self.grades.shape} for {named} names")
+
     @property
     def methods(self) -> tuple[str, ...]:
         return self.labels["method"]
 
     @property
-    def simulated(self) -> bool:
-        return any(name.startswith(SIMULATED) for name in self.labels["reader"])
+    def who(self) -> str:
+        "Who graded, in words; simulated graders are called so."
+        n, made = len(self.labels["reader"]), sum(name.startswith(SIMULATED) for name in self.labels["reader"])
+        if made == n:
+            return f"{n} simulated grader{'s' * (n > 1)}"
+        return f"{n} reader{'s' * (n > 1)}" + (f", {made} of them simulated" if made else "")
 
     def of_patients(self) -> np.ndarray:  # (patient, method)
         "One row a patient: the mean over readers, sittings and parts."
@@ -52,14 +61,11 @@ class Readings:
 
     def rows(self) -> list[dict]:
         "A line for each reading."
-        names = [
-            [self.labels[axis][i] for axis, i in zip(AXES, place, strict=True)]
-            for place in np.ndindex(*self.grades.shape)
-        ]
-        return [
-            dict(zip(AXES, name, strict=True)) | {"grade": float(g)}
-            for name, g in zip(names, self.grades.flat, strict=True)
-        ]
+        lines = []
+        for place, grade in np.ndenumerate(self.grades):
+            names = {axis: self.labels[axis][i] for axis, i in zip(AXES, place, strict=True)}
+            lines.append(names | {"grade": float(grade)})
+        return lines
 
 # %% ../nbs/53_reader.ipynb #110ed37d
 def _grade(row: dict, line: int) -> float:
@@ -104,7 +110,7 @@ def _words(labels: dict[str, tuple[str, ...]], place: Sequence[int]) -> str:
 def read_readings(path: str | Path) -> Readings:
     "From a CSV file; raises `InputError` as `readings_of` does."
     with reading(path, "table of readings"), open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file, skipinitialspace=True))
     try:
         return readings_of(rows)
     except InputError as e:
@@ -199,7 +205,7 @@ Report = dict[str, list[dict]]  # name of a table → its lines
 
 
 def report(readings: Readings, reference: str | None = None, margin: float = 0.5) -> Report:
-    "Everything below of one study; the reference is the first method where none is named. Raises `InputError`."
+    "Four tables of one study; the reference is the first method where none is named. Raises `InputError`."
     reference = readings.methods[0] if reference is None else reference
     if reference not in readings.methods:
         raise InputError(f"no method {reference!r} in the table; there are {', '.join(map(repr, readings.methods))}")
@@ -294,8 +300,7 @@ def plot_report(readings: Readings, reference: str | None = None, margin: float 
     _plot_kappas(axes[2], readings, tables["agreement"])
     axes[0].set_yticks(range(k), readings.methods)
     axes[0].invert_yaxis()
-    who = f"{'simulated graders' if readings.simulated else 'readers'}"
-    fig.suptitle(f"{len(readings.grades)} patients, {len(readings.labels['reader'])} {who}", size=9)
+    fig.suptitle(f"{len(readings.grades)} patients, {readings.who}", size=9)
     return fig
 
 

@@ -307,7 +307,7 @@ def test_a_table_comes_back_as_it_was(tmp_path):
         *(",".join(str(v) for v in r.values()) for r in readings.rows()),
     ]
     path.write_text("\n".join(lines), encoding="utf-8-sig")  # as spreadsheets write it
-    assert read_readings(path).simulated
+    assert read_readings(path).who == "3 simulated graders"
     np.testing.assert_array_equal(read_readings(path).grades, readings.grades)
     np.testing.assert_allclose(readings.of_patients(), readings.grades.reshape(12, 3, -1).mean(-1))
 
@@ -335,6 +335,17 @@ def test_readings_that_are_missing_doubled_or_no_numbers_are_named(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match="not a readable table of readings"):
         read_readings(tmp_path / "binary.csv")
+
+
+def test_readings_know_who_is_simulated_and_what_is_amiss():
+    names = {"patient": ("p", "q"), "method": ("m",), "sitting": ("1",), "part": ("1",)}
+    for readers, who in ((("A",), "1 reader"), (("A", "simulated 1", "simulated 2"), "3 readers, 2 of them simulated")):
+        assert Readings(np.ones((2, 1, len(readers), 1, 1)), names | {"reader": readers}).who == who
+    for shape, readers in (((2, 1, 2, 1, 1), ("A", "A")), ((3, 1, 1, 1, 1), ("A",)), ((2, 1, 1, 1), ("A",))):
+        with pytest.raises(InputError, match="grades must be finite, one for each name"):
+            Readings(np.ones(shape), names | {"reader": readers})
+    with pytest.raises(InputError, match="one for each name"):
+        simulated_readings(np.ones((4, 2)), ["one"], [SimulatedGrader((0.5,), 0, 1)], np.random.default_rng(0))
 
 
 def test_a_report_says_what_the_parts_say():
@@ -372,7 +383,7 @@ def test_one_grade_throughout_is_no_agreement_no_difference_and_no_error():
     assert all(line[name] == 1 for line in tables["pairs"] for name in ("Dunn–Holm", "Conover–Holm", "Nemenyi"))
     assert all(np.isnan(line["value"]) for line in tables["agreement"])
     assert [line["p_tost"] for line in tables["methods"]] == [None, 0.0, 0.0]
-    assert "–" in report_text(tables) and not readings.simulated
+    assert "–" in report_text(tables) and readings.who == "2 readers"
     plt.close(plot_report(readings))
     plt.close(plot_post_hoc(readings.of_patients(), readings.methods))
 
@@ -420,7 +431,7 @@ def test_the_command_prints_draws_and_writes_the_report(tmp_path, capsys):
     argv = ["readers", str(tmp_path / "table.csv"), "--out", str(out)]
     assert main([*argv, "--reference", "25 min", "--margin", "0.4"]) == 0
     printed = capsys.readouterr().out
-    assert "Conover–Holm" in printed and "graded by simulated graders" in printed
+    assert "Conover–Holm" in printed and "12 patients, 3 simulated graders" in printed
     names = {"friedman.csv", "methods.csv", "pairs.csv", "agreement.csv", "report.png"}
     assert {p.name for p in out.iterdir()} == names
     short = read_csv(out / "methods.csv")[0]
