@@ -53,7 +53,7 @@ setup(
     cmdclass={"build_py": BuildWithSamples},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
-    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in ("dev", "app", "cluster")},
+    extras_require={name: shlex.split(cfg[f"{name}_requirements"]) for name in ("dev", "app", "cluster", "reader")},
     entry_points={
         "console_scripts": shlex.split(cfg["console_scripts"]),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import diffspect_nb
+from .cli_readers import readers_options
 from .cli_train import train_options
 from .cli_tune import study_options, take_sample, tune_options, workers_options
 
@@ -377,6 +378,7 @@ COMMANDS = {
         "cli_tune.run_tune",
         tune_options,
     ),
+    "readers": Command("Statistics of a reader study.", "cli_readers.run_readers", readers_options),
     "dashboard": Command(
         "Slide and watch: serve the reconstruction dashboard as an app on this machine (Voilà, loopback only).",
         "cli.run_dashboard",
