@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from browser import files_served, headless
+from browser import files_served, headless, least_contrast
 from conftest import ROOT
 
 from diffspect_nb.core import show_slices
@@ -190,25 +190,14 @@ def test_a_phone_shows_the_image_above_the_sliders(address, browser):
         assert image.evaluate(top) < slider.evaluate(top)
 
 
-CONTRAST = """() => {
-  const light = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => (x /= 255) <= 0.03928 ? x / 12.92 :
-    ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
-  const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-    if (!/, 0\\)$|transparent/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
-  const ratio = e => { const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
-    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); };
-  const shown = [...document.querySelectorAll('article :is(p, summary p, td, pre span), figcaption')];
-  return Math.min(...shown.filter(e => e.offsetWidth && e.innerText.trim()).map(ratio)); }"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(address, browser, scheme):
     "Contrast of 4.5 at least, in both colour schemes."
     with browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme) as page:
         for path in ("index", "nbs/08_mlem", "benchmark", "gallery", "api/knobs"):
             page.goto(f"{address}/{path}.html", wait_until="domcontentloaded")
-            least = page.evaluate(CONTRAST)
-            assert least >= 4.5, f"{path}, {scheme}: contrast {least:.2f}"
+            least, words = least_contrast(page, "article :is(p, td, pre span), figcaption")
+            assert least >= 4.5, f"{path}, {scheme}, {words!r}: contrast {least:.2f}"
 
 
 def test_next_follows_the_learning_path_under_the_same_names(site):
