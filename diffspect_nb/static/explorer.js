@@ -39,7 +39,7 @@ function explore(root, pages) {
     const knobs = data.knobs.map((knob, i) => {
       const input = make("input", { type: "range", min: 0, max: counts[i] - 1, step: 1, value: chosen[i], "aria-label": knob.name });
       const told = make("output");
-      const curve = draws("svg", { viewBox: "0 0 240 84", role: "img" });
+      const curve = draws("svg", { viewBox: "0 0 240 92", role: "img" });
       input.addEventListener("input", () => { chosen[i] = Number(input.value); others(chosen, i); draw(); });
       controls.append(make("label", {}, make("span", {}, make("b", { text: knob.name }), told), input), curve);
       return { input, told, curve };
@@ -59,7 +59,7 @@ function explore(root, pages) {
       return { name, canvases, note };
     });
     const ramp = make("canvas", { width: 256, height: 1, "aria-hidden": "true" });
-    const scale = make("div", { class: "dse-scale" }, make("span", { text: "0" }), ramp, make("span", { text: `${data.top.toPrecision(3)} ${data.unit}` }));
+    const scale = make("div", { class: "dse-scale" }, make("span", { text: "0" }), ramp, make("span", { text: `${Number(data.top.toPrecision(3)).toLocaleString("en")} ${data.unit}` }));
     const metrics = make("div", { class: "dse-metrics", "aria-live": "polite" });
     body.append(controls, make("div", { class: "dse-main" }, panels, scale, metrics));
 
@@ -94,30 +94,35 @@ function explore(root, pages) {
 
     function drawCurve(i) { // the score along this knob, the others as they are; lines for the images beside it
       const { curve } = knobs[i], knob = data.knobs[i], last = Math.max(counts[i] - 1, 1);
-      const score = knob.values.map((_, v) => data.metrics[index(others(chosen.map((c, k) => (k === i ? v : c)), i))][data.score]);
+      const off = alone && data.knobs.some((k, j) => j !== i && !k.of_data && chosen[j] !== data.start[j]); // through the start
+      const from = data.knobs.map((k, j) => (off && !k.of_data ? data.start[j] : chosen[j]));
+      const score = knob.values.map((_, v) => data.metrics[index(from.map((c, k) => (k === i ? v : c)))][data.score]);
       const lines = data.shown.filter((name) => name !== GUIDED).map((name) => [name, scoreOf(name)]).filter(([, s]) => Number.isFinite(s));
       const all = [...data.range, ...lines.map(([, s]) => s)], low = Math.min(...all), high = Math.max(low + 0.1, ...all);
-      const px = (v) => 38 + (184 * v) / last, py = (s) => 66 - (48 * (s - low)) / (high - low);
+      const px = (v) => 48 + (178 * v) / last, py = (s) => 74 - (46 * (s - low)) / (high - low);
       const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20].find((s) => (high - low) / s <= 3.5) ?? 50;
       const text = (x, y, words, kind = "") => draws("text", { x, y, class: kind, text: words });
       const parts = [draws("title", { text: `${data.score_name} along ${knob.name}` })];
       for (let s = Math.ceil(low / step) * step; s <= high + 1e-9; s += step) {
-        parts.push(draws("path", { d: `M34 ${py(s)}H226`, class: "dse-grid" }), text(31, py(s) + 3, String(Number(s.toFixed(1))), "dse-left"));
+        parts.push(draws("path", { d: `M36 ${py(s)}H236`, class: "dse-grid" }), text(33, py(s) + 3, String(Number(s.toFixed(1))), "dse-left"));
       }
-      parts.push(text(31, 10, "dB", "dse-left"));
-      lines.forEach(([name, s], n) => parts.push(draws("path", { d: `M34 ${py(s)}H226`, class: `dse-line dse-line${n}` }, draws("title", { text: `${name} ${s.toFixed(1)} dB` }))));
+      parts.push(text(33, 10, "dB", "dse-left"));
+      lines.forEach(([name, s], n) => parts.push(draws("path", { d: `M36 ${py(s)}H236`, class: `dse-line dse-line${n}` }, draws("title", { text: `${name} ${s.toFixed(1)} dB` }))));
+      const marked = [];
       for (const [word, value] of Object.entries(knob.marks ?? {})) {
         const after = knob.values.findIndex((v) => v >= value - 1e-9), before = Math.max(after - 1, 0);
         if (after < 0 || value < knob.values[0]) continue;
         const gap = knob.values[after] - knob.values[before];
         const x = px(gap ? before + (value - knob.values[before]) / gap : after);
-        parts.push(draws("path", { d: `M${x} 66V12`, class: "dse-mark" }), text(x, 9, word, "dse-word"));
+        if (marked.some((other) => Math.abs(other - x) < 24)) continue; // its word would lie on another's
+        marked.push(x);
+        parts.push(draws("path", { d: `M${x} 74V12`, class: "dse-mark" }), text(x, 9, word, "dse-word"));
       }
       parts.push(draws("polyline", { points: score.map((s, v) => `${px(v)},${py(s)}`).join(" ") }));
       score.forEach((s, v) => {
-        const now = v === chosen[i] ? "dse-now" : "", above = py(s) > 26;
+        const now = v === chosen[i] && !off ? "dse-now" : "";
         parts.push(draws("circle", { cx: px(v), cy: py(s), r: now ? 4 : 2.5, class: now }));
-        parts.push(text(px(v), py(s) + (above ? -6 : 13), s.toFixed(1), now), text(px(v), 79, knob.labels[v], now));
+        parts.push(text(px(v), py(s) - 6, s.toFixed(1), `dse-value ${now}`), text(px(v), 87, knob.labels[v], now));
       });
       curve.setAttribute("aria-label", `${data.score_name}: ${score.map((s, v) => `${s.toFixed(1)} at ${knob.labels[v]}`).join(", ")}`);
       curve.replaceChildren(...parts);
