@@ -38,7 +38,6 @@ PAGES = {
     "paper_nine": Page(None, 9, gradient_free, PAPER),
     "anchored_5": Page(0.05, None, AnchoredWeights.for_study, ANCHORED),
     "paper_1": Page(0.01, None, gradient_free, PAPER),
-    "paper_20": Page(0.2, None, gradient_free, PAPER),
 }
 
 
