@@ -199,9 +199,9 @@ def test_a_phone_shows_the_image_above_the_sliders(address, browser):
 def test_text_stands_out_from_its_ground(address, browser, scheme):
     "Contrast of 4.5 at least, in both colour schemes."
     with browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme) as page:
-        for path in ("index", "nbs/08_mlem", "benchmark", "gallery", "api/knobs"):
+        for path in ("index", "nbs/08_mlem", "benchmark", "gallery", "api/knobs", "nbs/tutorials/explore"):
             page.goto(f"{address}/{path}.html", wait_until="domcontentloaded")
-            least, words = least_contrast(page, "article :is(p, td, pre span), figcaption")
+            least, words = least_contrast(page, "article :is(p, td, pre span), figcaption, .dse :not(.dse-edge)")
             assert least >= 4.5, f"{path}, {scheme}, {words!r}: contrast {least:.2f}"
 
 
