@@ -240,9 +240,10 @@ class Explorer:
     `InputError` on anything else."""
 
     def __init__(self, data: Mapping | str | Path, caption: str = ""):
-        several = isinstance(data, Mapping) and "format" not in data
-        named = data.items() if several else [("", data)]
-        self.pages = [{"title": title} | (dict(d) if isinstance(d, Mapping) else read_json(d)) for title, d in named]
+        several = dict(data) if isinstance(data, Mapping) and "format" not in data else {"": data}
+        self.pages = [
+            {"title": title} | (dict(d) if isinstance(d, Mapping) else read_json(d)) for title, d in several.items()
+        ]
         self.caption = caption
         for got in (page.get("format") for page in self.pages or [{}]):
             if got != "diffspect-explorer/1":
