@@ -289,7 +289,7 @@ _STYLE = """<style>
 .dsd .widget-html-content { line-height: 1.35; color: var(--jp-ui-font-color1, #222); }
 .dsd .widget-label { flex: 0 0 auto; width: 78px; color: var(--jp-ui-font-color1, #222); }
 .dsd .dsd-controls .widget-dropdown, .dsd .dsd-controls .widget-text { width: auto; margin-right: 0; }
-.dsd .dsd-controls .widget-dropdown > .widget-label { width: 56px; }
+.dsd .dsd-controls .widget-dropdown > .widget-label { width: auto; min-width: 56px; }
 .dsd select, .dsd input { min-width: 0; }
 .dsd button:focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
 @container (max-width: 560px) {
@@ -344,7 +344,7 @@ class Dashboard(w.VBox):
         self.run_button, self.pause_button, self.cancel_button = buttons(about, "84px")
         for_key(self.run_button, "run")
         for_key(self.cancel_button, "cancel")
-        self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(flex="1 1 120px", width="auto"))
+        self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(flex="1 1 120px", width="auto", height="16px"))
         self.run_button.on_click(lambda _: self.submit())
         self.pause_button.on_click(lambda _: self._pause_or_go_on())
         self.cancel_button.on_click(lambda _: self.stream.cancel())

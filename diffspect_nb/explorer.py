@@ -25,6 +25,7 @@ from .core import InputError, Step
 from .files import read_json
 from .knobs import title_of
 from .metrics import psnr
+from .panels import marks_of
 from .prior import Prior
 from .reconstruction import Beginning, beginning_steps, outcome, reconstruct
 from .sampler import AnchoredWeights, Denoise, Weights, settings_of
@@ -32,8 +33,8 @@ from .study import Study, reduced_study
 from .viewer import color_table, focus_of
 
 # %% auto #0
-__all__ = ['ACQUISITION', 'TILES_PER_ROW', 'planes_of', 'sheet', 'checked_knobs', 'Scene', 'explore', 'settings_titles',
-           'nearest', 'Explorer']
+__all__ = ['ACQUISITION', 'TILES_PER_ROW', 'planes_of', 'sheet', 'checked_knobs', 'Scene', 'explore', 'places_of',
+           'settings_titles', 'nearest', 'Explorer']
 
 # %% ../nbs/64_explorer.ipynb #ee6cc62c
 ACQUISITION = {"counts": "counts", "views": "central views"}  # knobs of the data, and what a page calls them
@@ -116,17 +117,18 @@ def explore(
     denoise: Denoise | None = None,  # instead of a prior
     side: int = 40,  # voxels of a plane's edge
     start: Mapping[str, float] | None = None,  # values shown first; default: the middle of each knob
+    alone: bool = False,  # weights leave `start` one at a time; else every combination is made
 ) -> Generator[Step, None, dict]:
     """Reconstruct every combination; one `Step` each. Returns plain data for `Explorer` and `write_json`.
 
     Raises `InputError` on an unknown knob, one without values, or a study with neither truth nor reference."""
     kind = type(weights_for(study))
     checked_knobs(knobs, kind)
-    page = _Page(Scene.of(study, side), dict(knobs), settings_titles(kind))
+    first = [nearest(values, (start or {}).get(k)) for k, values in knobs.items()]
+    page = _Page(Scene.of(study, side), dict(knobs), kind, places_of(knobs, first, alone))
     acquired: dict[tuple, tuple[Study, Weights, Beginning]] = {}
-    total = int(np.prod([len(values) for values in knobs.values()]))
-    for n, combination in enumerate(itertools.product(*knobs.values()), 1):
-        chosen: dict[str, Any] = dict(zip(knobs, combination, strict=True))
+    for n, place in enumerate(page.places, 1):
+        chosen: dict[str, Any] = {k: knobs[k][at] for k, at in zip(knobs, place, strict=True)}
         data = {k: chosen.pop(k) for k in ACQUISITION if k in chosen}
         key = tuple(data.values())
         if key not in acquired:
@@ -136,9 +138,20 @@ def explore(
         low, base, begun = acquired[key]
         done = reconstruct(low, replace(base, **chosen), prior, denoise, beginning=begun)
         scores = page.add(done.image, done.support.reduced)
-        yield Step(n, total, done.image, scores)
+        yield Step(n, len(page.places), done.image, scores)
     inputs = [begun.late / low.count_fraction for low, _, begun in acquired.values()]
-    return page.data(inputs, start or {})
+    return page.data(inputs, first)
+
+
+def places_of(
+    knobs: Mapping[str, Sequence[float]],
+    first: Sequence[int],  # index of each knob's value that is shown first
+    alone: bool = False,
+) -> list[tuple[int, ...]]:  # an index for each knob
+    "The combinations to make: all, or those in which one weight at most is off its first value."
+    every = itertools.product(*(range(len(values)) for values in knobs.values()))
+    weights = [n for n, name in enumerate(knobs) if name not in ACQUISITION]
+    return [at for at in every if not alone or sum(at[n] != first[n] for n in weights) <= 1]
 
 
 def settings_titles(kind: type[Weights]) -> dict[str, str]:
@@ -152,7 +165,8 @@ class _Page:
 
     scene: Scene
     knobs: dict[str, Sequence[float]]
-    titles: dict[str, str]
+    kind: type[Weights]  # the method's
+    places: list[tuple[int, ...]]  # combinations, in the order in which they come
     tiles: list[np.ndarray] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
 
@@ -162,7 +176,7 @@ class _Page:
         self.metrics.append({"psnr": self.scene.score(image), "deviance": deviance})
         return self.metrics[-1]
 
-    def data(self, inputs: Sequence[Tensor], start: Mapping[str, float]) -> dict:
+    def data(self, inputs: Sequence[Tensor], first: Sequence[int]) -> dict:
         "Plain data: knobs, scores, one picture with all planes, a colour table."
         others = self._others(inputs)
         quality = [m["psnr"] for m in self.metrics]
@@ -175,7 +189,8 @@ class _Page:
             "unit": "photons per voxel, full dose",
             "top": scene.top,
             "knobs": [self._knob(k) for k in self.knobs],
-            "start": [nearest(values, start.get(k)) for k, values in self.knobs.items()],
+            "start": list(first),
+            "places": {",".join(map(str, at)): n for n, at in enumerate(self.places)},
             "metrics": [{k: float(f"{v:.5g}") for k, v in m.items()} for m in self.metrics],
             "score": "psnr",
             "score_name": f"PSNR in the {where} against the {against} (dB)",
@@ -187,9 +202,12 @@ class _Page:
         }
 
     def _knob(self, name: str) -> dict[str, Any]:
-        values = self.knobs[name]
-        labels = [f"{100 * v:g} %" if name == "counts" else f"{v:g}" for v in values]
-        return {"name": self.titles[name], "values": list(values), "labels": labels}
+        values, study = self.knobs[name], self.scene.study
+        labels = [f"{100 * v:g} %" if name == "counts" else f"{v:.3g}" for v in values]
+        one = not self.knobs.keys() & ACQUISITION.keys()  # acquisition; the marks are of its count level
+        marks = marks_of(self.kind.method, name, study.count_level, study.view_share) if one else {}
+        told = {"name": settings_titles(self.kind)[name], "values": list(values), "labels": labels}
+        return told | {"marks": marks, "of_data": name in ACQUISITION}
 
     def _others(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         "Input, full dose and truth: their tiles, their scores, and the knob that the input follows."
@@ -218,19 +236,24 @@ def nearest(values: Sequence[float], wanted: float | None) -> int:
 class Explorer:
     """Shows what `explore` found, wherever HTML is shown.
 
-    Takes the data or the path of a JSON file that holds them; raises `InputError` on anything else."""
+    Takes the data, the path of a JSON file that holds them, or several of these by the names of their buttons; raises
+    `InputError` on anything else."""
 
-    def __init__(self, data: dict | str | Path, caption: str = ""):
-        self.data = data if isinstance(data, dict) else read_json(data)
+    def __init__(self, data: Mapping | str | Path, caption: str = ""):
+        several = dict(data) if isinstance(data, Mapping) and "format" not in data else {"": data}
+        self.pages = [
+            {"title": title} | (dict(d) if isinstance(d, Mapping) else read_json(d)) for title, d in several.items()
+        ]
         self.caption = caption
-        if (got := self.data.get("format")) != "diffspect-explorer/1":
-            raise InputError(f"explorer data must have the format 'diffspect-explorer/1', got {got!r}")
+        for got in (page.get("format") for page in self.pages or [{}]):
+            if got != "diffspect-explorer/1":
+                raise InputError(f"explorer data must have the format 'diffspect-explorer/1', got {got!r}")
 
     def html(self) -> str:
         "A self-contained fragment."
         static = Path(diffspect_nb.__file__).parent / "static"
         script, style = ((static / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-        data = json.dumps(self.data, ensure_ascii=False).replace("</", "<\\/")
+        data = json.dumps(self.pages, ensure_ascii=False).replace("</", "<\\/")
         caption = f"<p>{html.escape(self.caption)}</p>" if self.caption else ""
         start = "const root = document.currentScript.parentElement.querySelector('.dse');"
         place = "<div class='dse' role='group' aria-label='explorer'></div>"

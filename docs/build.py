@@ -1,5 +1,5 @@
-"""Build the site into _docs/html: `python docs/build.py`. No network; broken links, missing pictures and pages that
-would ask another host for anything fail the build.
+"""Build the site into _docs/html: `python docs/build.py`. No network; broken links, missing pictures, explorers whose
+data changed since, and pages that would ask another host for anything fail the build.
 
 Pages are the notebooks with the outputs they are saved with, the texts of docs/site, and what is made here from the
 notebooks, the code and benchmarks/results: a page for each wing, the API reference, the benchmark tables, the
@@ -21,7 +21,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pages import branch, gallery_page, page_of, repository
+from pages import branch, gallery_page, page_of, repository, stale
 
 from diffspect_nb.live_page import write_live_page
 
@@ -359,6 +359,9 @@ def faults(folder: Path) -> list[str]:
 
 def main() -> int:
     start = time.perf_counter()
+    if old := [fault for path in (ROOT / "nbs").rglob("[!.]*.ipynb") for fault in stale(path)]:
+        print("\n".join(old), file=sys.stderr)
+        return 1
     assemble()
     done = subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", SOURCE, HTML])
     if done.returncode:

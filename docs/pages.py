@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import base64
+import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -182,6 +184,24 @@ def page_of(source: Path, notebook: Path) -> None:
     nb.cells = [kept[0], nbformat.v4.new_markdown_cell(first, id="opening"), *kept[1:]]
     nb.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nb, target)
+
+
+def stale(notebook: Path) -> list[str]:
+    "Explorers of a notebook whose saved output is not of their data, script and style as they stand, or of our priors."
+    package, found = ROOT / "diffspect_nb", []
+    looks = [(package / "static" / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css")]
+    priors = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (package / "weights").glob("*.safetensors")}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        files = re.findall(r'"([^"]*explorers/[^"]+\.json)"', cell.source) if cell.cell_type == "code" else []
+        shown = "".join(output.get("data", {}).get("text/html", "") for output in cell.get("outputs", []))
+        for path in ((notebook.parent / file).resolve() for file in files):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            written = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")[1:-1]
+            if not all(part in shown for part in (written, *looks)):
+                found.append(f"{notebook.name}: {path.name} changed since the notebook was run")
+            if data.get("prior") not in priors:
+                found.append(f"{notebook.name}: {path.name} is of another prior: python benchmarks/explorers.py")
+    return found
 
 
 def gallery_page(source: Path, wings: dict[str, str]) -> str:

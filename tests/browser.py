@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,6 +45,37 @@ def headless() -> Iterator[Browser]:
         browser = play.chromium.launch(executable_path=chromium(), args=FLAGS)
         yield browser
         browser.close()
+
+
+def until(page, holds: Callable[[], object], seconds: float = 20) -> None:
+    "Wait until what Python asks of the page holds."
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        page.wait_for_timeout(50)
+
+
+CONTRAST = """(where) => {
+  const parts = c => { const v = c.match(/[\\d.]+/g).map(Number); return [...v.slice(0, 3), v[3] ?? 1]; };
+  const over = ([r, g, b, a], under) => [r, g, b].map((v, k) => a * v + (1 - a) * under[k]);
+  const ground = e => { if (!e) return [255, 255, 255]; const c = parts(getComputedStyle(e).backgroundColor);
+    return c[3] === 1 ? c.slice(0, 3) : over(c, ground(e.parentElement)); };
+  const light = c => { const v = c.map(x => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
+  const veil = e => e ? Number(getComputedStyle(e).opacity) * veil(e.parentElement) : 1;
+  const ratio = e => { const style = getComputedStyle(e), below = ground(e);
+    const c = parts(e instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(over([...c.slice(0, 3), c[3] * veil(e)], below)), light(below)];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); };
+  const own = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+  const seen = [...document.querySelectorAll(where)].filter(e => e.checkVisibility() && own(e) && !e.disabled);
+  const found = seen.map(e => [ratio(e), e.textContent.trim().slice(0, 60)]).sort((a, b) => a[0] - b[0]);
+  return found[0] ?? [0, 'nothing']; }"""
+
+
+def least_contrast(page, where: str) -> tuple[float, str]:
+    "Least contrast of the texts that a selector finds with their ground (4.5 is enough to read), and that text."
+    return tuple(page.evaluate(CONTRAST, where))
 
 
 @contextlib.contextmanager
@@ -124,8 +155,15 @@ def wait_for(url: str, timeout_s: float = 60) -> None:
             time.sleep(0.2)
 
 
+def accept(dialogue) -> None:
+    "Press its main button; say what it was, for whoever reads why a test failed."
+    print("JupyterLab asked:", dialogue.inner_text(), file=sys.stderr)
+    dialogue.locator(".jp-mod-accept").last.click()
+
+
 def open_and_run(page, address: str, notebook: str) -> None:
-    "Open a notebook by itself and run all of its cells."
+    "Open a notebook by itself and run all of its cells; a dialogue that JupyterLab puts before it is accepted."
+    page.add_locator_handler(page.locator("dialog.jp-Dialog"), accept)
     page.goto(f"{address}/doc/tree/{notebook}?reset", wait_until="domcontentloaded")
     page.locator(".jp-NotebookPanel").wait_for(timeout=60_000)
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=90_000)

@@ -6,10 +6,11 @@ import re
 import sys
 import urllib.request
 from contextlib import contextmanager
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
-from browser import headless, jupyter_lab, open_and_run, serving, wait_for
+from browser import headless, jupyter_lab, least_contrast, open_and_run, serving, until, wait_for
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -30,6 +31,7 @@ config = UNetConfig(n_slices=tiny_grid().shape[0], widths=(16, 32), blocks=1, em
 prior = Prior(SliceUNet(config).eval(), {"config": {"schedule": "cosine"}})  # the shipped one takes 50 slices
 dashboard = ReconstructionDashboard(study, {"paper": prior})
 dashboard"""
+LIVE = "from diffspect_nb.live_page import LiveWidget\nLiveWidget()"
 CLI = "import sys; from diffspect_nb.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -41,11 +43,12 @@ def browser():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, browser):
-    "JupyterLab in a folder of its own, with the dashboard of a tiny study in a notebook."
+    "JupyterLab in a folder of its own: the dashboard of a tiny study in a notebook, the live figure in another."
     folder = tmp_path_factory.mktemp("lab")
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DASHBOARD)])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nb, folder / "dashboard.ipynb")
+    for name, source in (("dashboard", DASHBOARD), ("live", LIVE)):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(nb, folder / f"{name}.ipynb")
     with jupyter_lab(folder) as address:
         yield address
 
@@ -76,9 +79,8 @@ def a_run(page):
         """() => {
             window.ended = 0;
             window.states ??= new MutationObserver(changes => {
-                const nodes = changes.flatMap(c => [...c.addedNodes]);
-                const added = nodes.filter(n => n.parentElement?.closest('.dsd-state'));
-                window.ended += added.some(n => n.textContent.includes('done in'));
+                const added = changes.flatMap(c => [...c.addedNodes]).filter(n => n.textContent.includes('done in'));
+                window.ended += added.some(n => n.parentElement?.closest('.dsd-state'));
             });
             window.states.observe(document.body, { childList: true, subtree: true });
         }"""
@@ -173,16 +175,19 @@ def test_rapid_presses_lose_none_and_any_number_can_be_typed(page):
     slider.focus()
     for _ in range(15):
         page.keyboard.press("ArrowRight")
-    last = one_more(page, kept)
-    assert value(page, "TV weight") == 0.05 and "tv_weight=0.05," in code(page)
+    one_more(page, kept)
+    until(page, lambda: "tv_weight=0.05," in code(page), 60)
+    assert value(page, "TV weight") == 0.05
+    last = len(rows(page))
     box = knob(page, "λ_dps").locator("input[type=number]")
     box.fill("0.1234567")
     box.press("Enter")
-    last = one_more(page, last)
-    assert "lambda_dps=0.1234567" in code(page)
-    knob(page, "λ_dps").locator(".dsk-mark-0").click()  # the paper's value, exactly
     one_more(page, last)
-    assert "lambda_dps" not in code(page) and value(page, "λ_dps") == 0.1363
+    until(page, lambda: "lambda_dps=0.1234567" in code(page), 60)
+    knob(page, "λ_dps").locator(".dsk-mark-0").click()  # the paper's value, exactly
+    until(page, lambda: "lambda_dps" not in code(page), 60)
+    assert value(page, "λ_dps") == 0.1363
+    finished(page)
 
 
 def test_the_chosen_run_drives_every_panel_and_gives_its_sliders_back(page):
@@ -192,8 +197,8 @@ def test_the_chosen_run_drives_every_panel_and_gives_its_sliders_back(page):
     PANELS = (".dsd-detail table", ".dsd-map", ".dsd-curves")
     now, weight = seen(), value(page, "TV weight")
     choose(page, 1)
-    page.wait_for_timeout(400)
-    assert all(a != b for a, b in zip(now, seen(), strict=True)) and value(page, "TV weight") == weight
+    until(page, lambda: all(a != b for a, b in zip(now, seen(), strict=True)))
+    assert value(page, "TV weight") == weight
     assert "the sliders ask for something else" in page.locator(".dsd-state").inner_text()
     kept = rows(page)
     page.locator(".dst-chosen").get_by_role("button", name=re.compile("give the sliders")).click()
@@ -203,8 +208,8 @@ def test_the_chosen_run_drives_every_panel_and_gives_its_sliders_back(page):
     assert rows(page) == kept, "restoring is no wish for a run"
     scrubber, shown = page.locator(".dsd-scrubber input[type=range]"), picture(page, "paper")
     scrubber.press("Home")  # the first of the past steps
-    page.wait_for_timeout(500)
-    assert picture(page, "paper") != shown and rows(page) == kept
+    until(page, lambda: picture(page, "paper") != shown)
+    assert rows(page) == kept
 
 
 def test_two_runs_subtracted_and_in_turns(page):
@@ -299,6 +304,11 @@ def test_a_sweep_is_drawn_and_opens_its_runs(page):
     press(page, "Resume")
     page.wait_for_function("document.querySelectorAll('.dsp-dot').length === 12", timeout=60_000)
     assert 3 <= some < 12 and sweep.locator(".dsp polygon").count() == 1
+    with page.expect_download() as saved:
+        sweep.get_by_role("button", name="Save plot").click()
+    assert saved.value.suggested_filename.endswith("against_λ_dps.svg")
+    root = ElementTree.parse(saved.value.path()).getroot()
+    assert root.tag.endswith("svg") and sum(e.tag.endswith("circle") for e in root.iter()) == 12
     dot = page.locator(".dsp-dot").nth(5)
     number = dot.get_attribute("data-id")
     dot.focus()
@@ -337,17 +347,71 @@ def test_viewer_by_keyboard_and_slider(page):
         }
         return performance.now() - start;
     }"""
-    took = min(page.evaluate(move) for _ in range(3))  # what another program takes away is not the viewer's
+    took = page.evaluate(move)
+    for _ in range(9):  # what another program takes away is not the viewer's
+        took = took if took < 1000 else min(took, page.evaluate(move))
     assert took < 1000, f"ten slice moves took {took:.0f} ms"
     assert picture(page, "truth") != before
     place = page.locator(".dsv-readout span").first.inner_text()
     canvas.press("ArrowLeft")
-    page.wait_for_timeout(200)
-    assert page.locator(".dsv-readout span").first.inner_text() != place
+    until(page, lambda: page.locator(".dsv-readout span").first.inner_text() != place)
     where = page.locator(".dsv-sliders output").first.inner_text()
     canvas.press("PageUp")
-    page.wait_for_timeout(200)
-    assert page.locator(".dsv-sliders output").first.inner_text() != where
+    until(page, lambda: page.locator(".dsv-sliders output").first.inner_text() != where)
+
+
+def reach(page) -> int:
+    "Millimetres from the middle of the first transverse plane to its right edge."
+    canvas = page.locator(".dsv-volume canvas").first
+    box, found = canvas.bounding_box(), []
+    for share in (0.5, 0.99, 0.5):
+        canvas.click(position={"x": share * box["width"], "y": box["height"] / 2})
+        found.append(int(re.search(r"x (-?\d+)", page.locator(".dsv-readout span").first.inner_text())[1]))
+    return abs(found[1] - found[0])
+
+
+def test_a_zoom_of_two_shows_half_round_the_crosshair(page):
+    "And nothing is computed; the crop to the heart is tried on the app's study, whose grid is larger."
+    kept, zoom = rows(page), page.get_by_label("zoom round the crosshair")
+    whole = reach(page)
+    zoom.fill("2")
+    half = reach(page)
+    zoom.fill("1")
+    assert 0.3 * whole < half < 0.6 * whole and rows(page) == kept, f"{half} of {whole} mm"
+
+
+def test_the_table_is_sorted_by_any_column(page):
+    "Best first, then the other way, then as the runs came; what has no number stays below, the chosen run chosen."
+    names = page.locator(".dst tbody .dst-name")
+    as_they_came, chosen = names.all_inner_texts(), page.locator(".dst-chosen .dst-name").inner_text()
+    sorter = page.locator(".dst thead button", has_text="PSNR").first
+    column = 1 + sorter.evaluate("e => [...e.closest('tr').children].indexOf(e.closest('th'))")
+
+    def after_a_press() -> tuple[list[float], str]:
+        sorter.click()
+        cells = page.locator(f".dst tbody tr > :nth-child({column})").all_inner_texts()
+        told = [float(cell) for cell in cells if cell.strip()]
+        assert "" not in [cell.strip() for cell in cells][: len(told)], "what has no number must stay below"
+        return told, sorter.locator("..").get_attribute("aria-sort")
+
+    falling, rising, last = (after_a_press() for _ in range(3))
+    assert falling == (sorted(falling[0], reverse=True), "descending") and len(set(falling[0])) > 2
+    assert rising == (falling[0][::-1], "ascending") and last[1] == "none"
+    assert names.all_inner_texts() == as_they_came and page.locator(".dst-chosen .dst-name").inner_text() == chosen
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_dashboard_can_be_read_in_both_themes(page, lab, theme):
+    "Contrast of 4.5 at least for every text that is not grey because it is stale."
+    sheet = page.add_style_tag(url=f"{lab}/lab/api/themes/@jupyterlab/theme-{theme}-extension/index.css")
+    page.evaluate("theme => document.body.dataset.jpThemeLight = String(theme === 'light')", theme)
+    page.evaluate("e => document.documentElement.append(e)", sheet)  # as JupyterLab changes its theme, and last
+    least, words = least_contrast(page, ".dsd :not(.dsd-stale *, .dsv-edge)")
+    ground = page.locator(".dst tbody tr td").last.evaluate("e => getComputedStyle(e.parentElement).backgroundColor")
+    sheet.evaluate("e => e.remove()")
+    page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+    assert int(re.search(r"\d+", ground)[0]) > 200 if theme == "light" else int(re.search(r"\d+", ground)[0]) < 60
+    assert least >= 4.5, f"{words!r}: contrast {least:.2f}"
 
 
 @pytest.mark.parametrize("width", [1280, 800])
@@ -370,6 +434,19 @@ def test_nothing_sticks_out_or_is_cut(page, width):
     assert not wide and not cut and not scrolls
 
 
+def test_keys_move_the_live_figures_sliders(browser, lab):
+    "JupyterLab folds headings with the same arrows."
+    page = browser.new_page()
+    open_and_run(page, lab, "live.ipynb")
+    slider = page.locator("input[aria-label^='λ_dps']")
+    slider.focus(timeout=120_000)
+    before = float(slider.input_value())
+    page.keyboard.press("ArrowRight")
+    assert float(slider.input_value()) == pytest.approx(before + 0.01)
+    page.locator(":text-matches('done in')").wait_for(timeout=120_000)
+    page.close()
+
+
 def test_app(browser, full_matrix):
     "`diffspect dashboard`: the same by Voilà, on loopback, asking no other host for anything."
     command = [sys.executable, "-c", CLI, "dashboard", "--no-browser", "--port", "0"]
@@ -379,6 +456,9 @@ def test_app(browser, full_matrix):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address, timeout=120_000)
         page.locator(".dsd-state", has_text=re.compile(r"^step \d+ of")).wait_for(timeout=180_000)  # the paper's walk
+        heart = reach(page)
+        page.get_by_label("part of the volume").select_option("whole")
+        assert heart < 0.8 * reach(page), "the heart is part of the volume"
         page.locator(".widget-dropdown", has_text="method").locator("select").first.select_option("OSEM")
         page.locator(".dst-chosen", has_text="osem").wait_for(timeout=90_000)
         before = picture(page, "osem")

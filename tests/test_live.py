@@ -6,11 +6,10 @@ import json
 import re
 from dataclasses import replace
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from browser import files_served, headless, jupyter_lab, open_and_run
+from browser import files_served, headless
 
 from diffspect_nb.core import InputError
 from diffspect_nb.geometry import project_points
@@ -325,22 +324,3 @@ def test_the_widget_holds_all_that_the_page_loads():
     assert len(widget.bundle) < 4e6 and "paperWalk" in widget.worker
     assert LiveState.from_json(widget.state) == LiveState()
     widget.close()
-
-
-@pytest.mark.slow
-def test_keys_move_the_widgets_sliders_in_jupyterlab(browser, tmp_path):
-    "JupyterLab folds headings with the same arrows."
-    cell = nbformat.v4.new_code_cell("from diffspect_nb.live_page import LiveWidget\nLiveWidget()")
-    nb = nbformat.v4.new_notebook(cells=[cell])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nb, tmp_path / "live.ipynb")
-    with jupyter_lab(tmp_path) as address:
-        page = browser.new_page()
-        open_and_run(page, address, "live.ipynb")
-        slider = page.locator("input[aria-label^='λ_dps']")
-        slider.focus(timeout=120_000)
-        before = float(slider.input_value())
-        page.keyboard.press("ArrowRight")
-        assert float(slider.input_value()) == pytest.approx(before + 0.01)
-        page.locator(":text-matches('done in')").wait_for(timeout=120_000)
-        page.close()

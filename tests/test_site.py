@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import html
 import re
 import subprocess
@@ -13,10 +14,12 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from browser import files_served, headless
+from browser import files_served, headless, least_contrast
 from conftest import ROOT
 
 from diffspect_nb.core import show_slices
+from diffspect_nb.explorer import Explorer
+from diffspect_nb.files import write_json
 from diffspect_nb.knobs import LESSONS, SITE, WEIGHTS
 from diffspect_nb.viewer import with_picture
 
@@ -25,6 +28,7 @@ import build
 import pages
 
 pytestmark = pytest.mark.slow
+PRIOR = ROOT / "diffspect_nb" / "weights" / "paper.safetensors"
 PAGES = sorted((ROOT / "docs" / "site").rglob("*.md"))
 
 
@@ -118,6 +122,7 @@ def test_the_explorer_works_without_a_kernel(address, browser):
         assert not elsewhere, f"pages ask other hosts: {elsewhere[:3]}"
 
 
+DOORS = ("learn.html", "howto/index.html", "live.html")
 LIVES = {"install": "install.html", "cite": "cite.html", "TV weight": "20_sampler.html", "λ_dps": "20_sampler.html"}
 
 
@@ -144,8 +149,8 @@ def test_the_first_page_tells_all_in_ten_seconds(address, browser, site):
         assert re.search(r"\+\d\.\d dB", text) and "Not for clinical use" in text and "git clone" in text
         doors = page.locator("article .sd-card").all_inner_texts()
         wings = [name for name, _ in build.WINGS.values()]
-        titles = [title_of((site / p).read_text(encoding="utf-8")) for p in ("learn.html", "howto/index.html")]
-        assert [d.splitlines()[0] for d in doors] == [*titles, "Move the sliders", *wings]
+        titles = [title_of((site / p).read_text(encoding="utf-8")) for p in DOORS]
+        assert [d.splitlines()[0] for d in doors] == [*titles, *wings]
         assert page.locator(f"article a[href='{pages.repository()}']").count()
 
 
@@ -190,25 +195,14 @@ def test_a_phone_shows_the_image_above_the_sliders(address, browser):
         assert image.evaluate(top) < slider.evaluate(top)
 
 
-CONTRAST = """() => {
-  const light = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => (x /= 255) <= 0.03928 ? x / 12.92 :
-    ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
-  const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-    if (!/, 0\\)$|transparent/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
-  const ratio = e => { const [a, b] = [light(getComputedStyle(e).color), light(ground(e))];
-    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); };
-  const shown = [...document.querySelectorAll('article :is(p, summary p, td, pre span), figcaption')];
-  return Math.min(...shown.filter(e => e.offsetWidth && e.innerText.trim()).map(ratio)); }"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(address, browser, scheme):
     "Contrast of 4.5 at least, in both colour schemes."
     with browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme) as page:
-        for path in ("index", "nbs/08_mlem", "benchmark", "gallery", "api/knobs"):
+        for path in ("index", "nbs/08_mlem", "benchmark", "gallery", "api/knobs", "nbs/tutorials/explore"):
             page.goto(f"{address}/{path}.html", wait_until="domcontentloaded")
-            least = page.evaluate(CONTRAST)
-            assert least >= 4.5, f"{path}, {scheme}: contrast {least:.2f}"
+            least, words = least_contrast(page, "article :is(p, td, pre span), figcaption, .dse :not(.dse-edge)")
+            assert least >= 4.5, f"{path}, {scheme}, {words!r}: contrast {least:.2f}"
 
 
 def test_next_follows_the_learning_path_under_the_same_names(site):
@@ -289,6 +283,26 @@ def test_hidden_cells_keep_their_outputs_and_placeholders_are_never_published(tm
     assert [c.metadata["tags"] for c in shown[1:3]] == [["hide-input"]] * 2
     assert shown[1].metadata["mystnb"]["code_prompt_show"] == "Code: f · One line."
     assert pages.is_placeholder(base64.b64decode(empty)) and not pages.is_placeholder(base64.b64decode(full))
+
+
+def test_an_explorer_whose_data_changed_fails_the_build(tmp_path):
+    "So do a changed script and a changed prior."
+    kept = tmp_path / "explorers"
+    kept.mkdir()
+    data = {"format": "diffspect-explorer/1", "metrics": [1.5], "prior": hashlib.sha256(PRIOR.read_bytes()).hexdigest()}
+    write_json(kept / "x.json", data)
+    shown = nbformat.v4.new_output("display_data", {"text/html": Explorer(kept / "x.json").html()})
+    cell = nbformat.v4.new_code_cell('Explorer("explorers/x.json")', outputs=[shown])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "page.ipynb")
+    assert pages.stale(tmp_path / "page.ipynb") == []
+    write_json(kept / "x.json", data | {"metrics": [1.6]})
+    assert pages.stale(tmp_path / "page.ipynb") == ["page.ipynb: x.json changed since the notebook was run"]
+    write_json(kept / "x.json", data | {"prior": "0"})
+    assert "another prior" in pages.stale(tmp_path / "page.ipynb")[1]
+    cell.outputs[0].data["text/html"] = cell.outputs[0].data["text/html"].replace("replaceChildren", "other")
+    write_json(kept / "x.json", data)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "page.ipynb")
+    assert len(pages.stale(tmp_path / "page.ipynb")) == 1
 
 
 def test_no_page_holds_a_placeholder(site):

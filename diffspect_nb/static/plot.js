@@ -23,6 +23,17 @@ function ticks(low, high, wanted = 5) {
   return found;
 }
 
+function saved(root, name) { // as it is drawn, in black on white
+  const copy = root.cloneNode(true), style = svg("style", { text: "text{font:11px sans-serif}path{fill:none;stroke:#000;opacity:.3}" });
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.prepend(style, svg("rect", { width: "100%", height: "100%", fill: "#fff" }));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([copy.outerHTML], { type: "image/svg+xml" }));
+  link.download = `${name.replace(/[^\p{L}\p{N}]+/gu, "_")}.svg`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 function render({ model, el }) {
   const get = (name) => model.get(name), box = document.createElement("div");
   box.className = "dsp";
@@ -60,7 +71,10 @@ function render({ model, el }) {
       root.append(dot);
     }
     const had = box.contains(document.activeElement);
-    box.replaceChildren(root);
+    const save = document.createElement("button");
+    Object.assign(save, { type: "button", className: "dsp-save", textContent: "Save plot", title: "this plot as an SVG file, among the browser's downloads" });
+    save.addEventListener("click", () => saved(root, `${get("ylabel")} against ${get("xlabel")}`));
+    box.replaceChildren(root, save);
     if (had && focused) root.querySelector(`[data-id="${focused}"]`)?.focus();
   }
   const names = ["points", "lines", "xlabel", "ylabel", "selected"];

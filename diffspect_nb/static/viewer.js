@@ -237,8 +237,9 @@ function render({ model, el }) {
     write(left, 3 * dpr, height / 2, "left", "middle");
     write(right, width - 3 * dpr, height / 2, "right", "middle");
     write(top, width / 2, 2 * dpr, "center", "top");
-    write(bottom, width / 2, height - 2 * dpr, "center", "bottom");
     const where = projection ? "maxima" : `${AXES[plane.across]} = ${mm(plane.across, index).toFixed(0)} mm`;
+    const narrow = out.measureText(where).width + 12 * dpr > width / 2; // the place would run into the letter
+    write(bottom, narrow ? width - 3 * dpr : width / 2, height - 2 * dpr, narrow ? "right" : "center", "bottom");
     write(where, 3 * dpr, height - 2 * dpr, "left", "bottom");
   }
   function drawProfile() {
