@@ -464,7 +464,7 @@ def test_app(browser, full_matrix):
         before = picture(page, "osem")
         with a_run(page):
             drag(page, "passes", 80)
-        assert picture(page, "osem") != before
+        until(page, lambda: picture(page, "osem") != before, 60)  # an earlier run may end first
         elsewhere = [url for url in asked if not re.match(r"(https?|wss?)://127\.0\.0\.1|data:|blob:", url)]
         assert not elsewhere, f"the app asks other hosts: {elsewhere[:3]}"
         page.close()
