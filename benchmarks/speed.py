@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diffspect_nb.attenuation import attenuation_factors
 from diffspect_nb.cli_data import commit
@@ -137,9 +137,17 @@ def stages(device: torch.device, prior: Prior) -> Iterator[tuple[str, float, flo
     early, late = early_and_late(measurement)
     scale = intensity_scale(early / study.count_fraction, grid) / study.count_fraction
     denoise, x = prior.denoiser(study.mu, early * scale, late * scale), late * scale
-    with FlopCounterMode(display=False) as counted:
+    with FlopCounterMode(display=False, custom_mapping=ONEDNN) as counted:
         denoise(x, 300)
     yield "network", seconds(lambda: denoise(x, 300), 10), counted.get_total_flops() / operations_per_s(device)
+
+
+def onednn_flops(x_shape: list, weight_shape: list, *how: object, out_shape: list) -> int:
+    "Of a convolution that the network asks oneDNN for by name; PyTorch's counter does not know it."
+    return conv_flop_count(x_shape, weight_shape, out_shape)
+
+
+ONEDNN = {torch.ops.aten.mkldnn_convolution: onednn_flops}
 
 
 def products(measurement: Measurement, rate: float) -> Iterator[tuple[str, float, float | None]]:
