@@ -4,13 +4,13 @@ One patient, the paper's method without back-propagation and ours. A walk takes 
 leave the method's own choice one at a time: about 16 walks an acquisition."""
 
 import argparse
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from diffspect_nb.cli_study import file_hash
 from diffspect_nb.explorer import explore
 from diffspect_nb.files import write_json
 from diffspect_nb.prior import pretrained_path
@@ -58,13 +58,8 @@ def explored(name: str) -> dict:
         try:
             step = next(steps)
         except StopIteration as end:
-            return end.value | {"prior": prior_hash(own.prior)}
+            return end.value | {"prior": file_hash(pretrained_path(own.prior))}
         print(f"{name}: {step.index} of {step.total}, {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def prior_hash(prior: str) -> str:
-    "SHA-256 of a shipped prior's file; a test compares."
-    return hashlib.sha256(pretrained_path(prior).read_bytes()).hexdigest()
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from diffspect_nb.cardiac import find_ventricle
 from diffspect_nb.chest import with_uniform_tissue
 from diffspect_nb.cohort import FIRST_TEST, FIRST_VALIDATION, held_out_study, painter
 from diffspect_nb.files import write_csv
+from diffspect_nb.metrics import text_table
+from diffspect_nb.observer import area_under_roc
 from diffspect_nb.reconstruction import measurement_support
 from diffspect_nb.study import Study
 from diffspect_nb.surroundings import surrounded
@@ -66,9 +68,7 @@ def rows_of(seed: int) -> Iterator[list[dict]]:
             row |= {f"{measure} {view}": round(value, 5) for measure, value in scores.items()}
         row |= {k: round(v, 4) for k, v in segment_errors(image, wanted, study.grid, ventricle).items()}
         if name in tissue:
-            scale = asked.scale * (GAIN if name == "not corrected" else 1)
-            shown = asked.image if name == "not corrected" else image
-            row |= {"reduced_deviance": round(explained(tissue[name], shown, scale), 3)}
+            row |= {"reduced_deviance": round(explained(tissue[name], image, asked.scale), 3)}
         rows.append(row)
     yield rows
 
@@ -90,12 +90,6 @@ def summary(rows: list[dict], base: str = "one gain") -> list[dict]:
     return table
 
 
-def told_apart(rows: list[dict]) -> float:
-    "Area under the curve: how often a right CT has a smaller reduced deviance than a wrong one."
-    right, wrong = ([r["reduced_deviance"] for r in rows if r["translator"] == n] for n in ("with its CT", WRONG))
-    return float(np.mean([(a < b) + 0.5 * (a == b) for a in right for b in wrong]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("gain", "table"))
@@ -114,10 +108,11 @@ def main() -> None:
         middle, low, high = interval([row["gain"] for row in rows])
         print(f"{len(rows)} patients: a heart becomes {middle:.2f} ({low:.2f} … {high:.2f}) times brighter")
         return
-    write_csv(args.out / "translation.csv", summary(rows))
-    for line in summary(rows):
-        print(*(f"{value:<12}" for value in line.values()))
-    print(f"right and wrong CTs told apart by the reduced deviance: AUC {told_apart(rows):.3f}")
+    table = summary(rows)
+    write_csv(args.out / "translation.csv", table)
+    print(text_table(table))
+    wrong, right = ([r["reduced_deviance"] for r in rows if r["translator"] == n] for n in (WRONG, "with its CT"))
+    print(f"right and wrong CTs told apart by the reduced deviance: AUC {area_under_roc(wrong, right).auc:.3f}")
 
 
 if __name__ == "__main__":

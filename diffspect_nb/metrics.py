@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -21,8 +21,8 @@ from .geometry import field_of_view
 from .study import Study
 
 # %% auto #0
-__all__ = ['SSIM_WINDOW_VOXELS', 'Regions', 'rmse', 'psnr', 'nrmse', 'ssim', 'score', 'score_table', 'masks_of', 'references_of',
-           'scores_of', 'regions_of', 'defect_regions', 'defect_contrast', 'contrast_errors']
+__all__ = ['SSIM_WINDOW_VOXELS', 'Regions', 'rmse', 'psnr', 'nrmse', 'ssim', 'score', 'text_table', 'score_table', 'masks_of',
+           'references_of', 'scores_of', 'regions_of', 'defect_regions', 'defect_contrast', 'contrast_errors']
 
 # %% ../nbs/09_metrics.ipynb #e343e3ad
 def _as_array(a: ArrayLike | Tensor) -> np.ndarray:
@@ -170,21 +170,29 @@ def _cell(key: str, value: object) -> str:
     return _FORMATS.get(key, "{:.4g}").format(value) if isinstance(value, float | np.floating) else str(value)
 
 
-def score_table(
-    rows: Sequence[dict],  # from `score`; more columns (method, counts …) are welcome, missing values print as –
-) -> str:  # aligned plain text: header, rule, rows, and the definitions
-    "A table for the terminal: numbers to the right, words to the left, reference, mask and data range in every row."
-    if not rows:
-        raise InputError("score_table needs at least one row")
+def text_table(
+    rows: Sequence[dict],  # one at least
+    form: Callable[[str, object], str] = _cell,  # a column's name and a value → its text
+) -> str:  # aligned plain text: header, rule, rows
+    "A table for the terminal: numbers to the right, words to the left."
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns] + [[_cell(key, row.get(key)) for key in columns] for row in rows]
+    lines = [columns] + [[form(key, row.get(key)) for key in columns] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     words = [any(isinstance(row.get(key), str) for row in rows) for key in columns]
     header, *text = (
         "  ".join(c.ljust(w) if left else c.rjust(w) for c, w, left in zip(line, widths, words, strict=True)).rstrip()
         for line in lines
     )
-    return "\n".join([header, "  ".join("-" * w for w in widths), *text, "", _NOTE])
+    return "\n".join([header, "  ".join("-" * w for w in widths), *text])
+
+
+def score_table(
+    rows: Sequence[dict],  # from `score`; more columns (method, counts …) are welcome, missing values print as –
+) -> str:  # `text_table` and the definitions
+    "Scores for the terminal, with reference, mask and data range in every row."
+    if not rows:
+        raise InputError("score_table needs at least one row")
+    return "\n".join([text_table(rows), "", _NOTE])
 
 # %% ../nbs/09_metrics.ipynb #c3987364
 def masks_of(study: Study) -> dict[str, Tensor]:  # name → (z, y, x), bool

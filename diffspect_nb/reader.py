@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from .benchmark import interval
 from .core import InputError
 from .files import reading
+from .metrics import text_table
 from .paired import Estimate, equivalence, friedman, icc, post_hoc, weighted_kappa
 
 # %% auto #0
@@ -275,16 +276,10 @@ def _line(what: str, method: str, reader: str, found: Estimate) -> dict:
 
 def report_text(tables: Report) -> str:
     "The tables in columns; a dash for what is not defined."
-    parts = []
-    for name, lines in tables.items():
-        cells = [list(lines[0]), *([_cell(v) for v in line.values()] for line in lines)] if lines else []
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        text = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        parts += ["\n".join([name, *text])] if text else []
-    return "\n\n".join(parts)
+    return "\n\n".join(f"{name}\n{text_table(lines, _cell)}" for name, lines in tables.items() if lines)
 
 
-def _cell(value: object) -> str:
+def _cell(column: str, value: object) -> str:
     "A value as text: p and grades with three digits."
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"

@@ -5,7 +5,6 @@
 # %% ../nbs/43a_translation.ipynb #b9abde56
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,7 @@ from .cardiac import VIEWS, LeftVentricle, find_ventricle, reorient
 from .chest import with_uniform_tissue
 from .core import ImageGrid, InputError
 from .geometry import Scanner
-from .metrics import SSIM_WINDOW_VOXELS
+from .metrics import SSIM_WINDOW_VOXELS, psnr, rmse
 from .polar import polar_map, segment_table
 from .prior import early_and_late, intensity_scale
 from .study import Study
@@ -31,7 +30,7 @@ __all__ = ['GAIN', 'Translator', 'FLOORS', 'TOP', 'ANTERIOR', 'INFERIOR', 'Uncor
            'segment_errors']
 
 # %% ../nbs/43a_translation.ipynb #677b46eb
-GAIN = 3.65  # normal myocardium with attenuation ÷ without; `python benchmarks/translation.py gain`
+GAIN = 3.65  # times that the correction makes a heart brighter; `python benchmarks/translation.py gain`
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +120,10 @@ def range_scores(image: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     if min(image.shape[1:]) < SSIM_WINDOW_VOXELS:
         raise InputError(f"slices must be {SSIM_WINDOW_VOXELS} pixels wide at least, got {image.shape[1:]}")
     u, v = in_range(image), in_range(wanted)
-    rmse = float(np.sqrt(np.mean((u - v) ** 2)))
     alike = [
         structural_similarity(a, b, win_size=SSIM_WINDOW_VOXELS, data_range=2.0) for a, b in zip(u, v, strict=True)
     ]
-    return {"rmse": rmse, "psnr_db": 20 * math.log10(2 / rmse) if rmse else math.inf, "ssim": float(np.mean(alike))}
+    return {"rmse": rmse(u, v), "psnr_db": psnr(u, v, data_range=2.0), "ssim": float(np.mean(alike))}
 
 
 def view_scores(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import hashlib
 import io
 import json
 import os
@@ -18,6 +17,8 @@ import numpy as np
 from notebooks import directives
 from PIL import Image
 from scipy.ndimage import find_objects, label
+
+from diffspect_nb.cli_study import file_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -188,9 +189,11 @@ def page_of(source: Path, notebook: Path) -> None:
 
 def stale(notebook: Path) -> list[str]:
     "Explorers of a notebook whose saved output is not of their data, script and style as they stand, or of our priors."
+    if "explorers/" not in notebook.read_text(encoding="utf-8"):
+        return []
     package, found = ROOT / "diffspect_nb", []
     looks = [(package / "static" / f"explorer.{kind}").read_text(encoding="utf-8") for kind in ("js", "css")]
-    priors = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (package / "weights").glob("*.safetensors")}
+    priors = set(map(file_hash, (package / "weights").glob("*.safetensors")))
     for cell in nbformat.read(notebook, as_version=4).cells:
         files = re.findall(r'"([^"]*explorers/[^"]+\.json)"', cell.source) if cell.cell_type == "code" else []
         shown = "".join(output.get("data", {}).get("text/html", "") for output in cell.get("outputs", []))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 import html
 import re
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from browser import files_served, headless, least_contrast
 from conftest import ROOT
 
+from diffspect_nb.cli_study import file_hash
 from diffspect_nb.core import show_slices
 from diffspect_nb.explorer import Explorer
 from diffspect_nb.files import write_json
@@ -289,7 +289,7 @@ def test_an_explorer_whose_data_changed_fails_the_build(tmp_path):
     "So do a changed script and a changed prior."
     kept = tmp_path / "explorers"
     kept.mkdir()
-    data = {"format": "diffspect-explorer/1", "metrics": [1.5], "prior": hashlib.sha256(PRIOR.read_bytes()).hexdigest()}
+    data = {"format": "diffspect-explorer/1", "metrics": [1.5], "prior": file_hash(PRIOR)}
     write_json(kept / "x.json", data)
     shown = nbformat.v4.new_output("display_data", {"text/html": Explorer(kept / "x.json").html()})
     cell = nbformat.v4.new_code_cell('Explorer("explorers/x.json")', outputs=[shown])
